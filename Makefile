@@ -1,0 +1,43 @@
+# `make demo` and `make test` are all that a new machine needs: Python 3.11 or newer, pip, venv.
+# Both can be run again, offline: what is installed is not installed twice.
+PYTHON ?= python3
+VENV := .venv
+RUN := runs/demo
+CUDA := $(shell nvidia-smi >/dev/null 2>&1 && echo "'jax[cuda12]'")
+
+.PHONY: demo test lint clean-demo
+
+demo: $(VENV)/.installed
+	$(VENV)/bin/python -m sr_jax.main --config configs/esrgan.py:demo --workdir $(RUN)
+	$(VENV)/bin/python -m sr_jax.interpolate --psnr $(RUN)/psnr --gan $(RUN) --alpha 0.5 \
+	  --output $(RUN)/alpha_0.5.safetensors
+	$(VENV)/bin/python -m sr_jax.evaluate --data skimage:test --output $(RUN)/evaluation \
+	  --model "bicubic,PSNR=$(RUN)/psnr,GAN=$(RUN),alpha 0.5=$(RUN)/alpha_0.5.safetensors"
+
+test: $(VENV)/.installed-test
+	$(VENV)/bin/python -m pytest
+
+lint: $(VENV)/.installed-dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+clean-demo:
+	rm -rf $(RUN)
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+# Where nvidia-smi answers, jax comes with its CUDA plugin; the same commands then use the GPU.
+$(VENV)/.installed: requirements.txt | $(VENV)/bin/python
+	$(VENV)/bin/python -m pip install --quiet -r requirements.txt $(CUDA)
+	touch $@
+
+$(VENV)/.installed-test: requirements-test.txt $(VENV)/.installed
+	$(VENV)/bin/python -m pip install --quiet -r requirements-test.txt
+	touch $@
+
+# spandrel asks for torchvision, which has no build beside torch's CPU wheel; it is not needed.
+$(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed-test
+	$(VENV)/bin/python -m pip install --quiet -r requirements-dev.txt
+	$(VENV)/bin/python -m pip install --quiet --no-deps spandrel
+	touch $@

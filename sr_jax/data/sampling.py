@@ -1,0 +1,166 @@
+"""Which image, which crop and which flip example i of a run is: a pure function, no state.
+
+Example i = step * batch_size + j of a run sees image i mod n of epoch i // n, in an order that is
+a new permutation each epoch. Nothing depends on the number of hosts, devices or threads, so a
+resumed run needs the seed and the step and no iterator.
+
+All arithmetic is in uint32, which wraps alike in numpy and in jax.numpy without x64: `xp` is
+either of them, and the plans are equal bit for bit.
+"""
+
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sr_jax.data.packed import Pack, hr_image, lr_image
+
+Array = Any  # of numpy or of jax.numpy
+
+_ORDER, _CROP = 0, 1  # where the hash starts, so that the two uses of it are unrelated
+_ROUNDS = 24  # of the shuffle; the tests find no bias with half as many
+
+
+class Plan(NamedTuple):
+  """What to cut, one entry an example; int32 [N]."""
+
+  image: Array  # index into the pack
+  y: Array  # top row of the crop, in LR pixels
+  x: Array  # left column of the crop, in LR pixels
+  dihedral: Array  # 0..7, see `apply_dihedral`
+
+
+def batch_positions(
+  step: int, batch_size: int, n_images: int, start: int = 0, stop: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+  """Say where in the data the examples of a step are.
+
+  In int64 on the host: the number of an example outgrows 32 bits within a long run.
+
+  Args:
+    step: of the run, from 0.
+    batch_size: of the whole batch, over all hosts.
+    n_images: in an epoch.
+    start: first row of the batch wanted, for a host's share.
+    stop: end of the rows wanted, by default the batch's.
+
+  Returns:
+    epoch and position in it, uint32 [stop - start].
+  """
+  rows = np.arange(start, batch_size if stop is None else stop, dtype=np.int64)
+  epoch, position = np.divmod(np.int64(step) * batch_size + rows, n_images)
+  return epoch.astype(np.uint32), position.astype(np.uint32)
+
+
+def example_plan(
+  xp: ModuleType, seed: int | Array, epoch: Array, position: Array, lr_sizes: Array, lr_patch: int
+) -> Plan:
+  """Choose image, crop and dihedral of examples.
+
+  Args:
+    xp: numpy, or jax.numpy inside a jitted function; the result is the same.
+    seed: of the run, in [0, 2^32); an integer or a uint32 [].
+    epoch: uint32 [N].
+    position: in the epoch, uint32 [N], each less than the number of images.
+    lr_sizes: height and width of the LR images, int32 [n, 2], none less than `lr_patch`.
+    lr_patch: side of the crop in LR pixels.
+
+  Returns:
+    The plan of the N examples. Corners and dihedrals are uniform, images without replacement.
+  """
+  position = xp.asarray(position, xp.uint32)
+  epoch = xp.asarray(epoch, xp.uint32)
+  seed = xp.broadcast_to(xp.asarray(seed, xp.uint32), position.shape)
+  lr_sizes = xp.asarray(lr_sizes, xp.int32)
+
+  image = _shuffled(xp, seed, epoch, position, len(lr_sizes))
+  choices = (lr_sizes[image] - lr_patch + 1).astype(xp.uint32)
+  state = _absorb(_absorb(_absorb(xp.full_like(seed, _CROP), seed), epoch), position)
+  y, x, dihedral = (_finish(_absorb(state, xp.full_like(seed, i)), words=4) for i in range(3))
+  parts = image, y % choices[:, 0], x % choices[:, 1], dihedral % np.uint32(8)
+  return Plan(*(part.astype(xp.int32) for part in parts))
+
+
+def take_example(pack: Pack, plan: Plan, lr_patch: int) -> tuple[np.ndarray, np.ndarray]:
+  """Cut one example out of a pack, on the host.
+
+  Args:
+    pack: the images.
+    plan: of one example, four integers.
+    lr_patch: side of the LR crop in pixels.
+
+  Returns:
+    LR uint8 [lr_patch, lr_patch, 3], HR uint8 [lr_patch * scale, lr_patch * scale, 3].
+  """
+  i, y, x, dihedral = (int(part) for part in plan)
+  s = pack.scale
+  lr = lr_image(pack, i)[y : y + lr_patch, x : x + lr_patch]
+  hr = hr_image(pack, i)[y * s : (y + lr_patch) * s, x * s : (x + lr_patch) * s]
+  return apply_dihedral(lr, dihedral), apply_dihedral(hr, dihedral)
+
+
+def apply_dihedral(image: np.ndarray, dihedral: int) -> np.ndarray:
+  """Apply one of the 8 symmetries of the square to an image [H, W, C].
+
+  Bit 0 mirrors left and right, then bit 1 top and bottom, then bit 2 transposes.
+  """
+  if dihedral & 1:
+    image = image[:, ::-1]
+  if dihedral & 2:
+    image = image[::-1]
+  return image.swapaxes(0, 1) if dihedral & 4 else image
+
+
+def check_pack(pack: Pack, seed: int, lr_patch: int) -> None:
+  """Check that plans can be made for a pack.
+
+  Raises:
+    ValueError: an image smaller than the crop, or a seed of more than 32 bits.
+  """
+  if not 0 <= seed < 2**32:
+    raise ValueError(f"seed={seed} must be in [0, 2^32); try --config.seed={seed % 2**32}")
+  smallest = int(np.min(pack.lr_sizes))
+  if lr_patch > smallest or lr_patch < 1:
+    raise ValueError(
+      f"hr_patch={lr_patch * pack.scale} must be at most the smallest image's side, "
+      f"{smallest * pack.scale}; try --config.data.hr_patch={smallest * pack.scale}, or have "
+      "build_pack leave small images out"
+    )
+
+
+def _shuffled(xp: ModuleType, seed: Array, epoch: Array, position: Array, n: int) -> Array:
+  """The image at a position of an epoch's order.
+
+  Swap-or-not shuffle (Hoang, Morris, Rogaway 2012): each round pairs every index x with
+  key - x mod n and swaps a pair or not by a hash of its larger member. So every round, and all
+  of them, is a permutation of [0, n) that can be looked up at one index alone.
+  """
+  n = np.uint32(n)
+  state = _absorb(_absorb(xp.full_like(seed, _ORDER), seed), epoch)
+  image = position
+  for i in range(_ROUNDS):
+    round_state = _absorb(state, xp.full_like(seed, i))
+    partner = _finish(round_state, words=3) % n + (n - image)  # below 2 n, and n < 2^31
+    partner = xp.where(partner >= n, partner - n, partner)
+    larger = xp.maximum(image, partner)
+    swap = _finish(_absorb(round_state, larger), words=4) >> np.uint32(31)
+    image = xp.where(swap == 1, partner, image)
+  return image
+
+
+def _absorb(state: Array, word: Array) -> Array:
+  """One step of MurmurHash3 (x86, 32 bits) on uint32 arrays [N]."""
+  word = _rotated(word * np.uint32(0xCC9E2D51), 15) * np.uint32(0x1B873593)
+  return _rotated(state ^ word, 13) * np.uint32(5) + np.uint32(0xE6546B64)
+
+
+def _finish(state: Array, words: int) -> Array:
+  """The end of MurmurHash3: every bit of the state reaches every bit of the hash."""
+  state = state ^ np.uint32(4 * words)
+  state = (state ^ (state >> np.uint32(16))) * np.uint32(0x85EBCA6B)
+  state = (state ^ (state >> np.uint32(13))) * np.uint32(0xC2B2AE35)
+  return state ^ (state >> np.uint32(16))
+
+
+def _rotated(word: Array, bits: int) -> Array:
+  return (word << np.uint32(bits)) | (word >> np.uint32(32 - bits))

@@ -1,0 +1,57 @@
+"""Trains a recipe: the same command starts it, resumes it, and says when it is finished.
+
+  python -m sr_jax.main --config configs/esrgan.py
+  python -m sr_jax.main --config configs/esrgan.py:basicsr --workdir RUN --config.data.source=DIR
+"""
+
+import pathlib
+
+from absl import flags
+from ml_collections import config_dict
+from ml_collections import config_flags
+
+from sr_jax import cli
+from sr_jax import train
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe: configs/NAME.py[:variant].")
+_WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; runs/<config>[-variant] if ''.")
+
+# Overrides of these reach a recipe's first stage too.
+_SHARED = ("data.", "generator.", "seed", "scale", "dtype")
+
+
+def share_overrides(config: config_dict.ConfigDict, overrides: dict) -> None:
+  """Hands overrides of the command line on to the first stage.
+
+  Args:
+    config: the recipe; `config.psnr` is changed where there is one.
+    overrides: {dotted field: value} of the command line. One of `psnr.*` stands over a shared one.
+  """
+  if "psnr" not in config:
+    return
+  for field in overrides:
+    if field.startswith(_SHARED) and f"psnr.{field}" not in overrides:
+      *folders, name = field.split(".")
+      source, target = config, config.psnr
+      for folder in folders:
+        source, target = source[folder], target[folder]
+      target[name] = source[name]
+
+
+def default_workdir(config_file: str) -> str:
+  """configs/esrgan.py:demo -> runs/esrgan-demo."""
+  path, _, variant = config_file.partition(":")
+  return f"runs/{pathlib.Path(path).stem}{'-' + variant if variant else ''}"
+
+
+def main(argv: list[str]) -> None:
+  del argv
+  config = _CONFIG.value
+  share_overrides(config, config_flags.get_override_values(flags.FLAGS["config"]))
+  config.lock()
+  filename = config_flags.get_config_filename(flags.FLAGS["config"])
+  train.train_and_evaluate(config, _WORKDIR.value or default_workdir(filename))
+
+
+if __name__ == "__main__":
+  cli.run(main, required=["config"])

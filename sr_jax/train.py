@@ -1,0 +1,448 @@
+"""The loop, read from top to bottom: from a configuration to a trained run.
+
+A run of two stages (SRGAN, ESRGAN) holds its first stage as a complete run in RUN/psnr. The same
+call resumes in whichever stage it was and does nothing where both are finished.
+"""
+
+import json
+import pathlib
+import time
+from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+
+from absl import logging
+import jax
+import jax.numpy as jnp
+from ml_collections import config_dict
+import numpy as np
+
+from sr_jax import checkpoint
+from sr_jax import discriminators
+from sr_jax import evaluate
+from sr_jax import logs
+from sr_jax import losses
+from sr_jax import model_file
+from sr_jax import schedules
+from sr_jax import sharding
+from sr_jax import train_state
+from sr_jax import train_step
+from sr_jax import vgg
+from sr_jax.data import packed
+from sr_jax.data import sources
+
+Config = config_dict.ConfigDict
+
+
+class Inputs(NamedTuple):
+  """What a stage reads: checked and opened before anything is compiled."""
+
+  train: packed.Pack
+  test: list[evaluate.TestImage]
+  vgg: vgg.VGG | None
+
+
+def train_and_evaluate(config: Config, workdir: str | pathlib.Path) -> None:
+  """Trains a recipe, or resumes it.
+
+  Args:
+    config: of configs/; not changed.
+    workdir: folder of the run.
+
+  Raises:
+    ValueError: a setting does not fit; says which and how to mend it.
+    FileNotFoundError: data or weights are not there.
+    FloatingPointError: a loss is not finite.
+  """
+  run = pathlib.Path(workdir)
+  main = Stage(config, run)
+  if main.finished:
+    _say(f"{run} is finished: {config.total_steps} steps. Nothing to do.")
+    return
+  two_stages = "psnr" in config and not config.init_from
+  first = Stage(config.psnr, run / "psnr") if two_stages and main.restored is None else None
+  inputs = main.open_inputs()  # both stages' inputs, so that what is missing is missed now
+  if first and not first.finished:
+    train_stage(first, first.open_inputs())
+  train_stage(main, inputs, init_from=str(run / "psnr") if first else config.init_from)
+
+
+class Stage:
+  """One stage before it starts: its networks, and its state where there is a checkpoint."""
+
+  def __init__(self, config: Config, run: pathlib.Path):
+    self.config, self.run = config, run
+    self.mesh = sharding.create_mesh()
+    sharding.check_batch_size(
+        config.data.batch_size, config.optimizer.accumulate_steps, self.mesh
+    )
+    if config.data.hr_patch % config.scale:
+      raise ValueError(
+          f"hr_patch={config.data.hr_patch} must be a multiple of scale={config.scale}; try "
+          f"--config.data.hr_patch={-(-config.data.hr_patch // config.scale) * config.scale}"
+      )
+    self.generator = model_file.build_generator(
+        config.generator.name,
+        {"scale": config.scale, **config.generator.kwargs},
+        dtype=config.dtype,
+    )
+    self.discriminator = build_discriminator(config) if config.adversarial.weight else None
+    self.manager = checkpoint.open_manager(
+        run, keep=config.checkpoint.keep, best_metric=config.checkpoint.best_metric
+    )
+    replicated = sharding.replicated(self.mesh)
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
+        jax.eval_shape(self.create_state),
+    )
+    self.restored = checkpoint.restore(run, self.manager, abstract)
+
+  @property
+  def finished(self) -> bool:
+    return self.restored is not None and int(self.restored[0].step) >= self.config.total_steps
+
+  def create_state(self, generator_variables: Any = None) -> train_state.TrainState:
+    """Initialises the state; pure, for jit and eval_shape."""
+    config = self.config
+    patch, scale = config.data.hr_patch, config.scale
+    channels = config.generator.kwargs.get("out_channels", 3)
+    return train_state.create_train_state(
+        config.seed,
+        self.generator,
+        self.discriminator,
+        self.optimizer(),
+        self.optimizer() if self.discriminator else None,
+        (1, patch // scale, patch // scale, 3),
+        (1, patch, patch, channels),
+        generator_variables,
+    )
+
+  def optimizer(self):
+    """Makes Adam as the recipe has it: the same for both networks, in both papers."""
+    settings = self.config.optimizer
+    return train_step.make_optimizer(
+        b1=settings.b1, b2=settings.b2, clip_norm=settings.clip_norm
+    )
+
+  def open_inputs(self) -> Inputs:
+    """Opens data and weights.
+
+    Raises:
+      ValueError, FileNotFoundError, ImportError: with what supplies them.
+    """
+    config = self.config
+    weights = vgg.load_vgg(config.perceptual.weights) if config.perceptual.weight else None
+    if weights:
+      make_perceptual(config, weights)  # layers that these weights do not have, now
+    train = packed.build_pack(
+        sources.open_source(config.data.source, config.data.lr_source, scale=config.scale),
+        config.scale,
+        config.data.cache_dir,
+        min_hr=config.data.hr_patch,
+    )
+    test = []
+    if config.eval.source:
+      pack = packed.build_pack(
+          sources.open_source(config.eval.source, scale=config.scale),
+          config.scale,
+          config.data.cache_dir,
+          min_hr=4 * config.scale,
+      )
+      count = min(config.eval.max_images or len(pack.names), len(pack.names))
+      test = [
+          evaluate.TestImage(pack.names[i], packed.hr_image(pack, i), packed.lr_image(pack, i))
+          for i in range(count)
+      ]
+    return Inputs(train, test, weights)
+
+
+def train_stage(stage: Stage, inputs: Inputs, init_from: str = "") -> None:
+  """Trains one stage to its last step, from its checkpoint where there is one."""
+  config, run, mesh = stage.config, stage.run, stage.mesh
+  run.mkdir(parents=True, exist_ok=True)
+  write_config(config, run)
+  replicated = sharding.replicated(mesh)
+  if stage.restored:
+    state, extra = stage.restored
+    _say(f"{run}: resuming at step {int(state.step)}")
+    if extra["data"] != inputs.train.digest:
+      logging.warning("the training images are not those that %s was trained on so far", run)
+  else:
+    state, extra = start_state(stage, init_from)
+  extra = {**extra, "data": inputs.train.digest}
+  start = int(state.step)
+  logs.cut_back(run, start)
+  writer = logs.Writer(run, tensorboard=config.log.tensorboard)
+
+  step_fn = make_step(stage, inputs)
+  vgg_params = jax.device_put(inputs.vgg.params, replicated) if inputs.vgg else None
+  batches = open_batches(config, inputs.train, start, mesh)
+  progress = Progress(start, config.total_steps, config.data.batch_size)
+  begin = last_save = time.monotonic()
+  pending = None  # metrics of the step before: read when the next is on its way
+  _say(f"{run}: {config.total_steps - start} steps on {mesh.size} {jax.devices()[0].device_kind}, "
+       f"{len(inputs.train.names)} images; compiling ...")  # fmt: skip
+  try:
+    for step in range(start + 1, config.total_steps + 1):
+      batch = progress.wait_for(batches)
+      state, metrics = step_fn(state, batch, vgg_params)
+      if step == start + 1:
+        jax.block_until_ready(metrics)
+        _say(f"  compiled in {time.monotonic() - begin:.0f} s")
+        progress.resume(step)
+      if pending:
+        write_metrics(writer, progress, *pending)
+      last = step == config.total_steps
+      pending = (step, metrics) if step % config.log.every_steps == 0 or last else None
+
+      evaluating = bool(inputs.test) and (step % config.eval.every_steps == 0 or last)
+      minutes = (time.monotonic() - last_save) / 60
+      saving = (
+          step % config.checkpoint.every_steps == 0
+          or last
+          or bool(config.checkpoint.every_minutes and minutes >= config.checkpoint.every_minutes)
+      )
+      if not (evaluating or saving):
+        continue
+      if pending:  # what a checkpoint follows is on disk before it
+        write_metrics(writer, progress, *pending)
+        pending = None
+      check_finite(step, jax.device_get(metrics))
+      scores = evaluate_state(stage, state, inputs.test, writer, step) if evaluating else None
+      if saving:
+        checkpoint.save(stage.manager, state, extra=extra, metrics=scores)
+        last_save = time.monotonic()
+      progress.resume(step)
+  finally:
+    stage.manager.close()  # waits for what is being written
+    writer.close()
+
+
+def start_state(
+    stage: Stage, init_from: str
+) -> tuple[train_state.TrainState, dict[str, Any]]:
+  """Creates the state at step 0, fresh or from a model, and the record of where it comes from."""
+  create = jax.jit(stage.create_state, out_shardings=sharding.replicated(stage.mesh))
+  if not init_from:
+    return create(), {"info": {"ancestry": []}}
+  model = model_file.read_model(init_from)
+  abstract = jax.eval_shape(stage.create_state).generator.variables
+  model_file.check_same_shapes({"config.generator": abstract, init_from: model.variables})
+  _say(f"{stage.run}: starting from {init_from} ({model.info['digest']})")
+  ancestry = [model.info["digest"], *model.info["ancestry"]]
+  return create(model.variables), {"info": {"ancestry": ancestry}}
+
+
+def make_step(stage: Stage, inputs: Inputs) -> train_step.TrainStep:
+  """Turns the recipe's words into the functions of one jitted step."""
+  config = stage.config
+  adversarial = None
+  if config.adversarial.weight:
+    adversarial = train_step.Adversarial(
+        loss=_look_up("adversarial.loss", losses.ADVERSARIAL, config.adversarial.loss),
+        discriminator_weight=config.adversarial.discriminator_weight,
+        warmup_steps=config.discriminator.warmup_steps,
+        steps_per_generator_step=config.discriminator.steps_per_generator_step,
+    )
+  return train_step.make_train_step(
+      stage.generator,
+      stage.discriminator,
+      weights={
+          name: config[name].weight for name in ("pixel", "perceptual", "adversarial", "tv")
+      },
+      pixel_loss=_look_up("pixel.loss", losses.PIXEL, config.pixel.loss),
+      perceptual=make_perceptual(config, inputs.vgg) if inputs.vgg else None,
+      adversarial=adversarial,
+      optimizer_g=stage.optimizer(),
+      optimizer_d=stage.optimizer() if stage.discriminator else None,
+      learning_rate=schedules.make_schedule(**config.learning_rate),
+      ema_decay=config.ema.decay,
+      ema_warmup=config.ema.warmup,
+      accumulate_steps=config.optimizer.accumulate_steps,
+      dtype=jnp.dtype(config.dtype),
+      mesh=stage.mesh,
+  )
+
+
+def make_perceptual(config: Config, weights: vgg.VGG) -> train_step.Perceptual:
+  """Turns 'layer:weight' pairs into the perceptual term, checked against the loaded weights."""
+  settings = config.perceptual
+  layers = {}
+  for entry in settings.layers:
+    layer, _, weight = entry.partition(":")
+    layers[layer] = float(weight or 1)
+  image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+  jax.eval_shape(  # raises where these weights do not have a layer
+      lambda params, image: vgg.vgg_features(params, image, tuple(layers)), weights.params, image
+  )
+  scales = {
+      layer: settings.feature_scale
+      * vgg.magnitude_factor(layer, weights.convention, settings.magnitude)
+      for layer in layers
+  }
+  return train_step.Perceptual(
+      layers, scales, _look_up("perceptual.criterion", losses.PIXEL, settings.criterion)
+  )
+
+
+def build_discriminator(config: Config):
+  """Builds the discriminator of a recipe."""
+  module = _look_up(
+      "discriminator.name", discriminators.DISCRIMINATORS, config.discriminator.name
+  )
+  return module(**config.discriminator.kwargs, dtype=jnp.dtype(config.dtype))
+
+
+def open_batches(
+    config: Config, pack: packed.Pack, start_step: int, mesh: jax.sharding.Mesh
+) -> Iterator[Mapping[str, jax.Array]]:
+  """Opens the input: global batches {'lr', 'hr'} from a step on, sharded over the mesh."""
+  arguments = dict(
+      batch_size=config.data.batch_size,
+      lr_patch=config.data.hr_patch // config.scale,
+      seed=config.seed,
+      start_step=start_step,
+  )
+  kind = config.data.input
+  if kind in ("tf", "auto"):
+    from sr_jax.data import tf_input
+
+    try:
+      tf_input.import_tensorflow()
+    except ImportError:
+      if kind == "tf":
+        raise
+      kind = "device"
+    else:
+      host_batches = tf_input.make_tf_input(
+          pack,
+          process_index=jax.process_index(),
+          process_count=jax.process_count(),
+          **arguments,
+      )
+      return (sharding.global_batch(mesh, batch) for batch in host_batches)
+  if kind == "device":
+    from sr_jax.data import device_input
+
+    return device_input.make_device_input(
+        pack, sharding=sharding.batch_sharded(mesh), **arguments
+    )
+  raise ValueError(f"data.input={kind!r} must be one of auto, tf, device")
+
+
+def evaluate_state(
+    stage: Stage,
+    state: train_state.TrainState,
+    test: list[evaluate.TestImage],
+    writer: logs.Writer,
+    step: int,
+) -> dict[str, float]:
+  """Scores the averaged weights, writes the scores and a few images, and returns the means."""
+  upscale = evaluate.make_upscaler(stage.generator, jax.device_get(state.ema_variables))
+  grids = {}
+
+  def keep(image, sr, scores):
+    del scores
+    if len(grids) < 4:
+      scale = stage.config.scale
+      lr = image.lr.repeat(scale, axis=0).repeat(scale, axis=1)
+      grids[f"eval/{image.name}"] = np.concatenate([lr, sr, image.hr], axis=1)[None]
+
+  scores = evaluate.evaluate_images(upscale, test, stage.config.scale, keep)
+  means = {key: value for key, value in scores.items() if key != "images"}
+  writer.scalars(step, {f"eval/{key}": value for key, value in means.items()}, {})
+  writer.images(step, grids)
+  _say(f"  step {step}: " + "  ".join(f"{key} {value:.4f}" for key, value in means.items()))
+  return means
+
+
+class Progress:
+  """Counts steps, seconds, and seconds spent waiting for data; evaluation and saving apart."""
+
+  def __init__(self, start: int, total: int, batch_size: int):
+    self._total, self._batch_size = total, batch_size
+    self._step, self._since, self._waited = start, time.monotonic(), 0.0
+
+  def wait_for(self, batches: Iterator[Any]) -> Any:
+    """Takes the next batch, counting the wait."""
+    begin = time.monotonic()
+    batch = next(batches)
+    self._waited += time.monotonic() - begin
+    return batch
+
+  def report(self, step: int) -> dict[str, float]:
+    """Returns the rates since the last report and starts anew; {} where no step was counted."""
+    if step == self._step:
+      return {}
+    seconds = time.monotonic() - self._since
+    rate = (step - self._step) / seconds
+    report = {
+        "steps_per_second": rate,
+        "images_per_second": rate * self._batch_size,
+        "data_wait_share": self._waited / seconds,
+        "eta_seconds": (self._total - step) / rate,
+    }
+    self.resume(step)
+    return report
+
+  def resume(self, step: int) -> None:
+    """Starts counting anew at a step, leaving out what was not training before."""
+    self._step, self._since, self._waited = step, time.monotonic(), 0.0
+
+
+def write_metrics(
+    writer: logs.Writer, progress: Progress, step: int, metrics: Mapping[str, jax.Array]
+) -> None:
+  """Reads a step's metrics, writes and prints them, and stops where they are not finite."""
+  scalars = {name: float(value) for name, value in sorted(jax.device_get(metrics).items())}
+  timing = progress.report(step)
+  writer.scalars(step, scalars, timing)
+  speed = ""
+  if timing:
+    minutes, seconds = divmod(int(timing["eta_seconds"]), 60)
+    speed = (
+        f"  {timing['steps_per_second']:.2f} steps/s  ETA {minutes}:{seconds:02d}  "
+        f"data wait {timing['data_wait_share']:.0%}"
+    )
+  shown = {k: v for k, v in scalars.items() if k.startswith(("loss", "d_"))}
+  values = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
+  _say(f"  step {step}{speed}  {values}  lr {scalars['learning_rate']:.3g}")
+  check_finite(step, scalars)
+
+
+def check_finite(step: int, metrics: Mapping[str, Any]) -> None:
+  """Stops a run whose numbers are lost, before it saves them over good ones.
+
+  Raises:
+    FloatingPointError: names what is not finite.
+  """
+  lost = [name for name, value in sorted(metrics.items()) if not np.isfinite(value)]
+  if lost:
+    raise FloatingPointError(
+        f"{', '.join(lost)} not finite at step {step}; nothing was saved since. The same command "
+        "goes on from the last checkpoint; a lower --config.learning_rate.base, "
+        "--config.optimizer.clip_norm=1 or --config.dtype=float32 may help"
+    )
+
+
+def write_config(config: Config, run: pathlib.Path) -> None:
+  """Writes RUN/config.json and says what changed where there was one."""
+  path = run / "config.json"
+  new = json.loads(json.dumps(config.to_dict()))
+  if path.exists():
+    old = checkpoint.read_json(path)
+    for key in sorted(new.keys() | old.keys()):
+      if old.get(key) != new.get(key):
+        logging.warning("config.%s of %s was %s, is now %s", key, run, old.get(key), new.get(key))
+  if jax.process_index() == 0:
+    path.write_text(json.dumps(new, indent=2) + "\n")
+
+
+def _look_up(field: str, table: Mapping[str, Any], name: str) -> Any:
+  if name not in table:
+    raise ValueError(f"{field}={name!r} must be one of {', '.join(table)}")
+  return table[name]
+
+
+def _say(line: str) -> None:
+  if jax.process_index() == 0:
+    print(line, flush=True)

@@ -1,0 +1,32 @@
+"""Settings of every test: eight CPU devices, no silent broadcasting, where shared data is."""
+
+import os
+
+# Before jax starts: tests of sharding need several devices, and results must not depend on a GPU.
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
+
+import pathlib  # noqa: E402
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(autouse=True)
+def cache_folder(tmp_path_factory, monkeypatch):
+  """Decoded images of tests go to a folder of the session, not to the user's cache."""
+  monkeypatch.setenv("SR_JAX_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture
+def shared() -> pathlib.Path:
+  """Folder of real data, weights and golden files, named by SR_JAX_SHARED."""
+  folder = os.environ.get("SR_JAX_SHARED", "")
+  if not folder:
+    pytest.skip("SR_JAX_SHARED does not name the folder of real data, weights and golden files")
+  return pathlib.Path(folder)

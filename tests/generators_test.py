@@ -1,0 +1,313 @@
+"""Tests of sr_jax/generators.py, against the networks of torch_references.py with equal weights."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sr_jax import state_dicts
+from sr_jax.generators import GENERATORS, MSRResNet, ResidualNet, RRDBNet, SRResNet
+
+
+@pytest.fixture
+def references():
+  pytest.importorskip("torch")
+  import torch_references
+  return torch_references
+
+
+def random_variables(net, lr, seed=0):
+  """Variables of a network drawn with numpy: compiling its own initialisers takes seconds."""
+  rng = np.random.default_rng(seed)
+
+  def draw(path, leaf):
+    if path[-1].key == "kernel":
+      return rng.normal(scale=np.prod(leaf.shape[-4:-1]) ** -0.5, size=leaf.shape)
+    return rng.uniform(0.2, 0.6, leaf.shape)
+
+  shapes = jax.eval_shape(lambda: net.init(jax.random.key(0), lr, train=False))
+  draws = jax.tree_util.tree_map_with_path(draw, shapes)
+  return jax.tree.map(lambda x: x.astype(np.float32), draws)
+
+
+def values_and_gradients(net, variables, image, cotangent):
+  """Output, gradients by image and by parameters of sum(output * cotangent), updated statistics."""
+  def loss(image, params):
+    out, updated = net.apply({**variables, "params": params}, image, train=True,
+                             mutable=["batch_stats"])
+    return jnp.sum(out * cotangent), (out, updated)
+  (_, (out, updated)), gradients = jax.jit(
+      jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(image, variables["params"])
+  return out, *gradients, updated
+
+
+def images(h, w, scale, seed=0):
+  """An LR batch, and a cotangent of its SR."""
+  rng = np.random.default_rng(seed)
+  return (rng.uniform(size=(2, h, w, 3)).astype(np.float32),
+          rng.normal(size=(2, h * scale, w * scale, 3)).astype(np.float32))
+
+
+def assert_close(actual, expected, *, tolerance=1e-4):
+  """Largest difference of each array within tolerance of its largest value.
+
+  A gradient that is zero but for rounding, as of a bias before a BatchNorm, is measured against
+  all.
+  """
+  floor = 1e-2 * max(np.abs(x).max() for x in jax.tree.leaves(expected))
+  for path, x in jax.tree_util.tree_leaves_with_path(expected):
+    y = actual
+    for step in path:
+      y = y[step.key]
+    assert np.shape(y) == np.shape(x)
+    error = np.abs(np.asarray(y) - x).max() / max(np.abs(x).max(), floor)
+    assert error < tolerance, f"{jax.tree_util.keystr(path)}: {error}"
+
+
+def parameters(net, channels=3):
+  lr = jnp.zeros((1, 8, 8, channels))
+  tree = jax.eval_shape(lambda: net.init(jax.random.key(0), lr, train=False))["params"]
+  return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize("net, expected", [
+    (RRDBNet(), 16_697_987),
+    (RRDBNet(blocks=16), 11_662_019),
+    (RRDBNet(blocks=6), 4_467_779),
+    (RRDBNet(scale=2, input_unshuffle=2), 16_703_171),
+    (RRDBNet(remat=True), 16_697_987),
+    (MSRResNet(), 1_517_571),
+    (SRResNet(), 1_549_462),
+    (SRResNet(prelu_per_channel=True), 1_550_659),
+    # conv_first 1,792, 16 x 2 and 4 more convolutions of 36,928, conv_last 1,731.
+    (ResidualNet(), 1_792 + 36 * 36_928 + 1_731),
+])
+def test_parameter_counts(net, expected):
+  assert parameters(net) == expected
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+@pytest.mark.parametrize("scale", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_scale_and_channel_count(name, scale, channels):
+  net = GENERATORS[name](features=4, blocks=1, scale=scale, out_channels=channels)
+  lr = jnp.zeros((2, 5, 6, channels))
+  sr, _ = jax.eval_shape(lambda: net.init_with_output(jax.random.key(0), lr, train=True))
+  assert sr.shape == (2, 5 * scale, 6 * scale, channels)
+  assert sr.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("scale, input_unshuffle, convs", [
+    (1, 1, set()), (2, 1, {"conv_up1"}), (1, 4, {"conv_up1", "conv_up2"}),
+    (2, 2, {"conv_up1", "conv_up2"}), (8, 1, {"conv_up1", "conv_up2", "conv_up3"}),
+    (3, 1, {"conv_up_x3"})])
+def test_rrdbnet_upsampling_layers(scale, input_unshuffle, convs):
+  net = RRDBNet(features=4, blocks=1, scale=scale, input_unshuffle=input_unshuffle)
+  lr = jnp.zeros((1, 4, 8, 3))
+  sr, variables = jax.eval_shape(lambda: net.init_with_output(jax.random.key(0), lr, train=False))
+  assert sr.shape == (1, 4 * scale, 8 * scale, 3)
+  assert {name for name in variables["params"] if name.startswith("conv_up")} == convs
+
+
+@pytest.mark.parametrize("unshuffle", [1, 2])
+def test_rrdbnet_equals_torch(references, unshuffle):
+  net = RRDBNet(features=8, blocks=2, growth=4, scale=4 // unshuffle, input_unshuffle=unshuffle)
+  reference = references.RRDBNet(8, 2, 4, unshuffle)
+  check_against(reference, references, "rrdbnet", net)
+
+
+def test_residualnet_equals_torch(references):
+  check_against(references.ResidualNet(8, 2), references, "residualnet",
+                ResidualNet(features=8, blocks=2))
+
+
+def test_msrresnet_equals_torch(references):
+  check_against(references.MSRResNet(8, 2), references, "msrresnet",
+                MSRResNet(features=8, blocks=2))
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_srresnet_equals_torch(references, per_channel):
+  reference = references.SRResNet(8, 2, 8 if per_channel else 1)
+  net = SRResNet(features=8, blocks=2, prelu_per_channel=per_channel)
+  updated = check_against(reference, references, "srresnet", net)
+  for i in range(2):
+    np.testing.assert_allclose(updated["body"]["bn2"]["mean"][i],
+                               reference.body[i].bn2.running_mean.numpy(), atol=1e-5)
+
+
+def check_against(reference, references, name, net):
+  """Values, gradients and, through load_state_dict, the names of the parameters."""
+  lr, cotangent = images(8, 10, net.scale)
+  variables = random_variables(net, lr)
+  references.load(reference, state_dicts.to_state_dict(name, variables))
+  expected, by_image, by_params = references.values_and_gradients(reference, lr, cotangent)
+  out, our_by_image, our_by_params, updated = values_and_gradients(net, variables, lr, cotangent)
+  assert_close({"sr": out}, {"sr": expected})
+  assert_close({"lr": our_by_image}, {"lr": by_image})
+  assert_close(state_dicts.to_state_dict(name, {"params": our_by_params}), by_params)
+  return updated.get("batch_stats")
+
+
+@pytest.mark.parametrize("name, blocks, variants", [
+    ("rrdbnet", 2, [{}, {"remat": True}]),  # 0 is all blocks here, on the CPU
+    ("srresnet", 3, [{"unroll": 2}, {"remat": True, "unroll": 1}]),
+])
+def test_looped_unrolled_and_rematerialised_bodies_are_the_same(name, blocks, variants):
+  lr, cotangent = images(6, 6, 2)
+  make = functools.partial(GENERATORS[name], features=4, blocks=blocks, scale=2)
+  variables = random_variables(make(), lr)
+  expected = values_and_gradients(make(unroll=1), variables, lr, cotangent)
+  for kwargs in variants:
+    net = make(**kwargs)
+    shapes = jax.eval_shape(lambda net=net: net.init(jax.random.key(0), lr, train=True))
+    assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, variables)
+    actual = values_and_gradients(net, variables, lr, cotangent)
+    for a, b in zip(actual, expected, strict=True):
+      if jax.tree.leaves(b):
+        assert_close({"": a}, {"": b}, tolerance=1e-5)
+
+
+def body_loops(net, *, train):
+  """Whether the program has a loop over the blocks, in the forward and in the gradient."""
+  lr = jnp.zeros((1, 4, 4, 3))
+  variables = jax.eval_shape(lambda: net.init(jax.random.key(0), lr, train=False))
+  def loss(variables):
+    return jnp.sum(net.apply(variables, lr, train=train))
+  return "while" in jax.jit(jax.grad(loss)).lower(variables).as_text()
+
+
+def test_training_on_a_cpu_unrolls_and_all_else_loops(monkeypatch):
+  net = RRDBNet(features=4, growth=4, blocks=2)
+  assert not body_loops(net, train=True)
+  assert body_loops(net, train=False)
+  assert body_loops(RRDBNet(features=4, growth=4, blocks=2, unroll=1), train=True)
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  assert body_loops(net, train=True)
+
+
+def initial_params(net):
+  # XLA's own generator: the default one, inlined for each array, takes far longer to compile.
+  key = jax.random.key(0, impl="rbg")
+  lr = jnp.zeros((1, 4, 4, 3))
+  params = jax.jit(lambda: net.init(key, lr, train=False)["params"])()
+  return jax.tree.map(np.asarray, params)
+
+
+def test_rrdbnet_initial_values():
+  params = initial_params(RRDBNet(blocks=2))
+  for dense_block in ("rdb1", "rdb2", "rdb3"):
+    for i in range(1, 6):
+      conv = params["body"][dense_block][f"conv{i}"]
+      fan_in = 9 * (64 + 32 * (i - 1))
+      for block in conv["kernel"]:
+        np.testing.assert_allclose(block.std(), 0.1 * (2 / fan_in) ** 0.5, rtol=0.02)
+      np.testing.assert_array_equal(conv["bias"], 0)
+  first, second = params["body"]["rdb1"]["conv1"]["kernel"]
+  assert abs(np.corrcoef(first.ravel(), second.ravel())[0, 1]) < 0.03
+  for name, fan_in in (("conv_first", 27), ("conv_body", 576), ("conv_up1", 576),
+                       ("conv_hr", 576), ("conv_last", 576)):
+    for array in params[name].values():
+      assert np.abs(array).max() <= fan_in**-0.5
+    np.testing.assert_allclose(params[name]["kernel"].std(), (3 * fan_in) ** -0.5, rtol=0.05)
+    assert params[name]["bias"].std() > 0
+
+
+def test_msrresnet_initial_values():
+  params = initial_params(MSRResNet(blocks=2))
+  for path, array in jax.tree_util.tree_leaves_with_path(params):
+    if path[-1].key == "bias":
+      np.testing.assert_array_equal(array, 0)
+    else:
+      fan_in = np.prod(array.shape[-4:-1])
+      np.testing.assert_allclose(np.std(array), 0.1 * (2 / fan_in) ** 0.5, rtol=0.05)
+
+
+def test_tanh_is_mapped_to_the_images_range():
+  lr, _ = images(6, 6, 1)
+  net = SRResNet(features=4, blocks=1, scale=1)
+  variables = random_variables(net, lr)
+  raw = net.apply(variables, lr, train=False)
+  mapped = net.clone(final_activation="tanh").apply(variables, lr, train=False)
+  np.testing.assert_allclose(mapped, 1 / (1 + np.exp(-2 * np.asarray(raw))), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_bfloat16_is_near_float32_and_comes_out_as_float32(name):
+  lr, _ = images(8, 8, 2)
+  make = functools.partial(GENERATORS[name], features=8, blocks=2, scale=2)
+  variables = random_variables(make(), lr)
+  run = jax.jit(lambda net, variables: net.apply(variables, lr, train=False), static_argnums=0)
+  expected, actual = run(make(), variables), run(make(dtype="bfloat16"), variables)
+  assert actual.dtype == jnp.float32
+  error = np.abs(actual - expected).max() / np.abs(expected).max()
+  assert 1e-5 < error < 0.05
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_every_convolution_can_be_intercepted_and_computes_in_the_dtype(name):
+  net = GENERATORS[name](features=4, blocks=1, dtype="bfloat16")
+  lr = jnp.zeros((1, 4, 4, 3))
+  seen = {}
+
+  def note(next_function, args, kwargs, context):
+    out = next_function(*args, **kwargs)
+    if isinstance(context.module, nn.Conv):
+      seen[context.module.name] = out.dtype
+    return out
+
+  variables = jax.eval_shape(lambda: net.init(jax.random.key(0), lr, train=False))
+  with nn.intercept_methods(note):
+    jax.eval_shape(lambda v: net.apply(v, lr, train=False), variables)
+  kernels = {path[-2].key for path, _ in jax.tree_util.tree_leaves_with_path(variables["params"])
+             if path[-1].key == "kernel"}
+  assert seen == {kernel: jnp.bfloat16 for kernel in kernels}
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_height_and_width_can_stay_unknown(name):
+  net = GENERATORS[name](features=4, blocks=1)
+  variables = jax.eval_shape(
+      lambda: net.init(jax.random.key(0), jnp.zeros((1, 4, 4, 3)), train=False))
+  n, h, w = jax.export.symbolic_shape("n, h, w")
+  lr = jax.ShapeDtypeStruct((n, h, w, 3), jnp.float32)
+  exported = jax.export.export(jax.jit(lambda v, lr: net.apply(v, lr, train=False)))(variables, lr)
+  assert exported.out_avals[0].shape == (n, 4 * h, 4 * w, 3)
+
+
+@pytest.mark.parametrize("make, message", [
+    (lambda: RRDBNet(scale=5), r"RRDBNet: scale=5 must be one of \[1, 2, 3, 4, 8\]; try scale=4"),
+    (lambda: RRDBNet(scale=1, input_unshuffle=3), "input_unshuffle=3 must be 1, 2 or 4"),
+    (lambda: RRDBNet(scale=4, input_unshuffle=4), "its product with scale=4 one of"),
+    (lambda: SRResNet(blocks=0), "SRResNet: blocks=0 must be at least 1"),
+    (lambda: RRDBNet(growth=0), "growth=0 must be at least 1"),
+    (lambda: SRResNet(final_activation="relu"), "'relu' must be one of none, tanh"),
+    (lambda: MSRResNet(dtype="bf16"), "dtype='bf16' must be a float dtype; try float32 or bf"),
+    (lambda: MSRResNet(dtype="int32"), "dtype='int32' must be a float dtype"),
+    (lambda: ResidualNet(unroll=-1), "unroll=-1 must be 0"),
+])
+def test_invalid_values_are_named(make, message):
+  with pytest.raises(ValueError, match=message):
+    make()
+
+
+def test_msrresnet_needs_as_many_channels_in_as_out():
+  net = MSRResNet(features=4, blocks=1, out_channels=3)
+  with pytest.raises(ValueError, match="out_channels=3 must equal the 1 channels of lr"):
+    net.init(jax.random.key(0), jnp.zeros((1, 4, 4, 1)), train=False)
+
+
+@pytest.mark.parametrize("model", ["realesrgan_x4plus", "realesrgan_x4plus_anime"])
+def test_published_weights_give_their_published_output(shared, model):
+  """Golden outputs: computed with torch 2.13.0 in float32."""
+  state = dict(np.load(shared / "weights" / f"{model}_f16.npz"))
+  golden = np.load(shared / "golden" / "rrdb_golden.npz")
+  name, kwargs, variables = state_dicts.from_state_dict(state)
+  assert name == "rrdbnet"
+  lr = golden["input_u8"][None] / np.float32(255)
+  net = RRDBNet(**kwargs)
+  sr = jax.jit(lambda v, lr: net.apply(v, lr, train=False))(variables, lr)
+  np.testing.assert_allclose(sr[0], golden[f"out_f32_{model}"], atol=1e-3)

@@ -1,0 +1,121 @@
+"""What the tests compare with: the same definitions as slow loops, without jax and sr_jax."""
+
+import math
+from fractions import Fraction
+
+import numpy as np
+
+
+def cubic(x: Fraction) -> Fraction:
+  """Keys' kernel with a = -1/2, exactly."""
+  x = abs(x)
+  if x <= 1:
+    return Fraction(3, 2) * x**3 - Fraction(5, 2) * x**2 + 1
+  if x < 2:
+    return -Fraction(1, 2) * x**3 + Fraction(5, 2) * x**2 - 4 * x + 2
+  return Fraction(0)
+
+
+def resize_line(line: list, scale: Fraction, border: str) -> list[Fraction]:
+  """One row or column, unrounded: every source pixel near enough is weighed."""
+  n, shrink = len(line), min(scale, Fraction(1))
+  result = []
+  for out in range(math.ceil(n * scale)):
+    center = (Fraction(out) + Fraction(1, 2)) / scale - Fraction(1, 2)
+    reach = math.ceil(2 / shrink) + 1
+    total = weights = Fraction(0)
+    for i in range(math.floor(center) - reach, math.floor(center) + reach + 1):
+      weight = cubic((center - i) * shrink)
+      source = i
+      if border == "mirror":
+        while not 0 <= source < n:
+          source = -1 - source if source < 0 else 2 * n - 1 - source
+      else:
+        source = min(max(source, 0), n - 1)
+      total += weight * line[source]
+      weights += weight
+    result.append(total / weights)
+  return result
+
+
+def round_half_up(value: Fraction) -> int:
+  """To uint8."""
+  return min(max(math.floor(value + Fraction(1, 2)), 0), 255)
+
+
+def imresize(image: np.ndarray, scale: Fraction, border: str, round_between: bool) -> np.ndarray:
+  """Grey uint8 [H, W] -> exact fractions [h, w], not rounded at the end."""
+  columns = [resize_line([int(v) for v in column], scale, border) for column in image.T]
+  if round_between:
+    columns = [[round_half_up(value) for value in column] for column in columns]
+  rows = [list(row) for row in zip(*columns, strict=True)]
+  return np.array([resize_line(row, scale, border) for row in rows], dtype=object)
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+  """Of two equally shaped images, pixel by pixel."""
+  errors = [(float(x) - float(y)) ** 2 for x, y in zip(a.ravel(), b.ravel(), strict=True)]
+  return 20 * math.log10(255) - 10 * math.log10(math.fsum(errors) / len(errors))
+
+
+def ssim(a: np.ndarray, b: np.ndarray) -> float:
+  """Of two grey images [H, W], window by window."""
+  kernel = [[math.exp(-(i**2 + j**2) / 4.5) for j in range(-5, 6)] for i in range(-5, 6)]
+  kernel = np.array(kernel) / np.sum(kernel)
+  c1, c2 = 6.5025, 58.5225
+  scores = []
+  for y in range(a.shape[0] - 10):
+    for x in range(a.shape[1] - 10):
+      p, q = a[y : y + 11, x : x + 11].astype(float), b[y : y + 11, x : x + 11].astype(float)
+      mp, mq = (kernel * p).sum(), (kernel * q).sum()
+      vp, vq = (kernel * (p - mp) ** 2).sum(), (kernel * (q - mq) ** 2).sum()
+      cov = (kernel * (p - mp) * (q - mq)).sum()
+      scores.append((2 * mp * mq + c1) * (2 * cov + c2) / (mp**2 + mq**2 + c1) / (vp + vq + c2))
+  return math.fsum(scores) / len(scores)
+
+
+def murmur3(words: list[int], seed: int) -> int:
+  """MurmurHash3 x86 32-bit of 32-bit words, in unbounded integers."""
+  mask = 0xFFFFFFFF
+
+  def rotated(value: int, bits: int) -> int:
+    return (value << bits | value >> (32 - bits)) & mask
+
+  h = seed
+  for word in words:
+    h ^= rotated(word * 0xCC9E2D51 & mask, 15) * 0x1B873593 & mask
+    h = (rotated(h, 13) * 5 + 0xE6546B64) & mask
+  h ^= 4 * len(words)
+  for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
+    h ^= h >> shift
+    h = h * factor & mask
+  return h
+
+
+def plan(seed: int, epoch: int, position: int, lr_sizes: list, lr_patch: int, rounds: int) -> tuple:
+  """Image, y, x and dihedral of one example: swap-or-not, then three draws."""
+  n, image = len(lr_sizes), position
+  for i in range(rounds):
+    partner = (murmur3([seed, epoch, i], seed=0) - image) % n
+    if murmur3([seed, epoch, i, max(image, partner)], seed=0) >= 2**31:
+      image = partner
+  height, width = lr_sizes[image]
+  y, x, dihedral = (murmur3([seed, epoch, position, i], seed=1) for i in range(3))
+  return image, y % (height - lr_patch + 1), x % (width - lr_patch + 1), dihedral % 8
+
+
+def dihedral(image: np.ndarray, op: int) -> np.ndarray:
+  """Square [n, n, C]: mirror left-right (1), then top-bottom (2), then transpose (4)."""
+  n = len(image)
+  result = np.empty_like(image)
+  for y in range(n):
+    for x in range(n):
+      to_y, to_x = y, x
+      if op & 1:
+        to_x = n - 1 - to_x
+      if op & 2:
+        to_y = n - 1 - to_y
+      if op & 4:
+        to_y, to_x = to_x, to_y
+      result[to_y, to_x] = image[y, x]
+  return result
