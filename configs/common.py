@@ -94,9 +94,9 @@ def make_demo(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
   config.data.batch_size = 8
   config.data.hr_patch = 64
   config.eval.source = "skimage:test"
-  config.eval.every_steps = 250
-  config.checkpoint.every_steps = 250
-  config.log.every_steps = 25
+  config.eval.every_steps = 300
+  config.checkpoint.every_steps = 300
+  config.log.every_steps = 50
   config.ema.decay = 0.99
   config.ema.warmup = True
   return config

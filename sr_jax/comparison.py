@@ -22,13 +22,13 @@ class Panels:
     self._ends: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
   def add(
-      self,
-      title: str,
-      lr: np.ndarray,
-      hr: np.ndarray,
-      label: str,
-      sr: np.ndarray,
-      scores: Mapping[str, float],
+    self,
+    title: str,
+    lr: np.ndarray,
+    hr: np.ndarray,
+    label: str,
+    sr: np.ndarray,
+    scores: Mapping[str, float],
   ) -> None:
     """Adds one model's image; images past the first few are ignored.
 
@@ -66,7 +66,8 @@ class Panels:
       for j, (label, image, caption) in enumerate(cells):
         left = _GAP + j * (cell + _GAP)
         crop = Image.fromarray(image[window]).convert("RGB")
-        canvas.paste(crop.resize((cell, cell), Image.Resampling.NEAREST), (left, top))
+        size = (crop.width * _ZOOM, crop.height * _ZOOM)  # less than a cell for a small image
+        canvas.paste(crop.resize(size, Image.Resampling.NEAREST), (left, top))
         draw.text((left, top + cell + 2), label, fill="black", font=font)
         draw.text((left, top + cell + 2 + _TEXT), caption, fill="#444444", font=small)
     return np.asarray(canvas)
@@ -82,9 +83,9 @@ def _worst_window(sr: np.ndarray, hr: np.ndarray, size: int) -> tuple[slice, sli
   error = error.mean(axis=2) if error.ndim == 3 else error
   height, width = min(size, error.shape[0]), min(size, error.shape[1])
   corners = [
-      (y, x)
-      for y in range(0, error.shape[0] - height + 1, max(height // 2, 1))
-      for x in range(0, error.shape[1] - width + 1, max(width // 2, 1))
+    (y, x)
+    for y in range(0, error.shape[0] - height + 1, max(height // 2, 1))
+    for x in range(0, error.shape[1] - width + 1, max(width // 2, 1))
   ]
   y, x = max(corners, key=lambda c: error[c[0] : c[0] + height, c[1] : c[1] + width].sum())
   return slice(y, y + height), slice(x, x + width)

@@ -54,7 +54,7 @@ class VGGDiscriminator(nn.Module):
   def __call__(self, image: jax.Array, *, train: bool) -> jax.Array:
     """Maps image [N, H, H, C] in [0, 1], H a multiple of 32 (of 64 from 256 on), to logits [N]."""
     widths = (1, 2, 4, 8, 8, 8) if image.shape[1] >= 256 else (1, 2, 4, 8, 8)
-    _check_square(self, image, 2**len(widths))
+    _check_square(self, image, 2 ** len(widths))
     x = leaky_relu(conv(image, self.features, name="conv0_0", dtype=self.dtype))
     for stage, width in enumerate(widths):
       f = self.features * width
@@ -84,8 +84,10 @@ class UNetDiscriminator(nn.Module):
     """Maps image [N, H, W, C] in [0, 1], H and W multiples of 8, to logits [N, H, W]."""
     _, h, w, _ = image.shape
     if h % 8 or w % 8:
-      raise ValueError(f"UNetDiscriminator: image height {h} and width {w} must be multiples of 8, "
-                       f"or the skips do not fit; try {h - h % 8 or 8} x {w - w % 8 or 8}")
+      raise ValueError(
+        f"UNetDiscriminator: image height {h} and width {w} must be multiples of 8, "
+        f"or the skips do not fit; try {h - h % 8 or 8} x {w - w % 8 or 8}"
+      )
     f, options = self.features, {"train": train, "dtype": self.dtype}
     x = leaky_relu(conv(image, f, name="conv0", dtype=self.dtype))
     skips = [x]
@@ -101,8 +103,9 @@ class UNetDiscriminator(nn.Module):
     return conv(x, 1, name="conv9", dtype=self.dtype)[..., 0].astype(jnp.float32)
 
 
-def _conv_bn(x: jax.Array, features: int, name: str, *, train: bool, dtype: Any,
-             **options) -> jax.Array:
+def _conv_bn(
+  x: jax.Array, features: int, name: str, *, train: bool, dtype: Any, **options
+) -> jax.Array:
   """Convolution `conv{name}`, BatchNorm `bn{name}`, leaky ReLU."""
   x = conv(x, features, name=f"conv{name}", dtype=dtype, **options)
   return leaky_relu(batch_norm(x, train=train, name=f"bn{name}", dtype=dtype))
@@ -123,12 +126,13 @@ def _check_square(net: nn.Module, image: jax.Array, multiple: int):
   if h != w or h % multiple:
     side = max(min(h, w) // multiple, 1) * multiple
     raise ValueError(
-        f"{type(net).__name__}: image of {h} x {w} must be square with sides divisible by "
-        f"{multiple}; try {side} x {side}")
+      f"{type(net).__name__}: image of {h} x {w} must be square with sides divisible by "
+      f"{multiple}; try {side} x {side}"
+    )
 
 
 DISCRIMINATORS = {
-    "srgan": SRGANDiscriminator,
-    "vgg": VGGDiscriminator,
-    "unet": UNetDiscriminator,
+  "srgan": SRGANDiscriminator,
+  "vgg": VGGDiscriminator,
+  "unet": UNetDiscriminator,
 }

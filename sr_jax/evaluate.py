@@ -9,13 +9,14 @@ pixels are cut from each side; PSNR and SSIM of RGB and of Y (BT.601, studio ran
 the images of a set. A grey file has its values as Y and no RGB scores.
 """
 
+import argparse
 import functools
 import json
 import pathlib
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
-from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from absl import flags
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -35,20 +36,13 @@ Upscaler = Callable[[np.ndarray], np.ndarray]
 Scores = dict[str, float]
 
 PROTOCOL = {
-    "lr": "MATLAB bicubic of the HR image, uint8, rounded between rows and columns",
-    "sr": "clipped to [0, 255], rounded half up, uint8",
-    "crop_border": "scale",
-    "y": "BT.601 studio range: 65.481 R + 128.553 G + 24.966 B + 16; a grey file as it stands",
-    "psnr": "10 log10(255^2 / MSE), float64, mean over images",
-    "ssim": "11x11 Gaussian, sigma 1.5, valid area, per channel, mean over images",
+  "lr": "MATLAB bicubic of the HR image, uint8, rounded between rows and columns",
+  "sr": "clipped to [0, 255], rounded half up, uint8",
+  "crop_border": "scale",
+  "y": "BT.601 studio range: 65.481 R + 128.553 G + 24.966 B + 16; a grey file as it stands",
+  "psnr": "10 log10(255^2 / MSE), float64, mean over images",
+  "ssim": "11x11 Gaussian, sigma 1.5, valid area, per channel, mean over images",
 }
-
-_MODEL = flags.DEFINE_list(
-    "model", None, "bicubic, a run's folder or a model file; several, also as LABEL=MODEL."
-)
-_DATA = flags.DEFINE_list("data", None, "Folders of HR images, skimage:test or tfds:NAME:SPLIT.")
-_OUTPUT = flags.DEFINE_string("output", None, "Folder for results.json and the SR images.")
-_SCALE = flags.DEFINE_integer("scale", 4, "Upsampling factor of bicubic; models know theirs.")
 
 
 class TestImage(NamedTuple):
@@ -71,29 +65,38 @@ def make_upscaler(module: nn.Module, variables: Mapping[str, Any]) -> Upscaler:
     variables: of `model_file.load_model`.
 
   Returns:
-    uint8 [h, w, 3] -> uint8 [h*s, w*s, 3]; for models of one channel and for grey input [h, w].
+    uint8 [h, w, 3] -> uint8 [h*s, w*s, 3], [h, w] -> [h*s, w*s]. A model of one channel upscales
+    the luma of a colour image, bicubic its colours.
+
+  Raises:
+    ValueError: a model of other channels than images have.
   """
-  multiple = _unshuffle(module)
-  in_channels = model_file.in_channels(variables, {"input_unshuffle": multiple})
+  multiple = getattr(module, "input_unshuffle", 1)
+  channels = model_file.in_channels(variables, {"input_unshuffle": multiple})
+  if channels not in (1, 3) or module.out_channels != channels:
+    raise ValueError(
+      f"the model makes {module.out_channels} channels of {channels}; images have 3, grey ones 1"
+    )
   forward = _make_forward(module)
   variables = jax.device_put(variables)
 
-  def upscale(lr: np.ndarray) -> np.ndarray:
-    grey = lr.ndim == 2
-    image = np.repeat(lr[:, :, None], in_channels, axis=2) if grey else lr
-    if image.shape[2] != in_channels:
-      image = _luma(image)[:, :, None]
+  def run(image: np.ndarray) -> np.ndarray:
     height, width = image.shape[:2]
     even = [-(-n // multiple) * multiple for n in (height, width)]
     padded = [_bucket(n) for n in even]
-    image = np.pad(
-        image, [(0, padded[0] - height), (0, padded[1] - width), (0, 0)], mode="edge"
-    )
+    image = np.pad(image, [(0, padded[0] - height), (0, padded[1] - width), (0, 0)], mode="edge")
     sr = np.asarray(forward(variables, image[None], *even))[0]
-    sr = sr[: height * module.scale, : width * module.scale]
-    if sr.shape[2] == 1:
-      return sr[:, :, 0]
-    return _luma(sr) if grey else sr
+    return sr[: height * module.scale, : width * module.scale]
+
+  def upscale(lr: np.ndarray) -> np.ndarray:
+    if lr.ndim == 2:
+      sr = run(np.repeat(lr[:, :, None], channels, axis=2))
+      return sr[:, :, 0] if channels == 1 else _luma(sr)
+    if channels == 3:
+      return run(lr)
+    bicubic = bicubic_upscaler(module.scale)(lr).astype(int)
+    detail = run(_luma(lr)[:, :, None]) - _luma(bicubic)[:, :, None].astype(int)
+    return np.clip(bicubic + detail, 0, 255).astype(np.uint8)
 
   return upscale
 
@@ -116,23 +119,23 @@ def score(sr: np.ndarray, hr: np.ndarray, scale: int) -> Scores:
   """
   if hr.ndim == 2:
     return {
-        "psnr_y": metrics.psnr(sr, hr, border=scale),
-        "ssim_y": metrics.ssim(sr, hr, border=scale),
+      "psnr_y": metrics.psnr(sr, hr, border=scale),
+      "ssim_y": metrics.ssim(sr, hr, border=scale),
     }
   sr_y, hr_y = metrics.rgb_to_y(sr), metrics.rgb_to_y(hr)
   return {
-      "psnr_y": metrics.psnr(sr_y, hr_y, border=scale),
-      "ssim_y": metrics.ssim(sr_y, hr_y, border=scale),
-      "psnr_rgb": metrics.psnr(sr, hr, border=scale),
-      "ssim_rgb": metrics.ssim(sr, hr, border=scale),
+    "psnr_y": metrics.psnr(sr_y, hr_y, border=scale),
+    "ssim_y": metrics.ssim(sr_y, hr_y, border=scale),
+    "psnr_rgb": metrics.psnr(sr, hr, border=scale),
+    "ssim_rgb": metrics.ssim(sr, hr, border=scale),
   }
 
 
 def evaluate_images(
-    upscale: Upscaler,
-    test_images: Iterable[TestImage],
-    scale: int,
-    keep: Callable[[TestImage, np.ndarray, Scores], None] | None = None,
+  upscale: Upscaler,
+  test_images: Iterable[TestImage],
+  scale: int,
+  keep: Callable[[TestImage, np.ndarray, Scores], None] | None = None,
 ) -> dict[str, Any]:
   """Scores a model on a set.
 
@@ -148,15 +151,18 @@ def evaluate_images(
   per_image = {}
   for image in test_images:
     sr = upscale(image.lr)
-    per_image[image.name] = score(sr, image.hr, scale)
+    try:
+      per_image[image.name] = score(sr, image.hr, scale)
+    except ValueError as error:
+      raise ValueError(f"{image.name}: {error}") from error
     if keep:
       keep(image, sr, per_image[image.name])
   if not per_image:
     raise ValueError("there is no image to evaluate")
   keys = dict.fromkeys(key for scores in per_image.values() for key in scores)
   means = {
-      key: float(np.mean([scores[key] for scores in per_image.values() if key in scores]))
-      for key in keys
+    key: float(np.mean([scores[key] for scores in per_image.values() if key in scores]))
+    for key in keys
   }
   return {**means, "images": per_image}
 
@@ -220,10 +226,6 @@ def _luma(rgb: np.ndarray) -> np.ndarray:
   return np.floor(rgb @ np.array([0.299, 0.587, 0.114]) + 0.5).astype(np.uint8)
 
 
-def _unshuffle(module: nn.Module) -> int:
-  return getattr(module, "input_unshuffle", 1)
-
-
 def _load_upscaler(spec: str, scale: int) -> tuple[Upscaler, int]:
   if spec == "bicubic":
     return bicubic_upscaler(scale), scale
@@ -232,30 +234,61 @@ def _load_upscaler(spec: str, scale: int) -> tuple[Upscaler, int]:
 
 
 def _label(spec: str) -> tuple[str, str]:
-  """Splits 'LABEL=MODEL'; without a label it is the path's last parts."""
-  if "=" in spec:
+  """Splits 'LABEL=MODEL'; without a label it is the file's stem or the run's last folders."""
+  path = pathlib.Path(spec)
+  if "=" in spec and not path.exists():
     label, _, model = spec.partition("=")
     return label, model
-  path = pathlib.Path(spec)
-  return (path.stem if path.suffix else "_".join(path.parts[-2:])), spec
+  if path.is_file():
+    return path.stem, spec
+  parts = [part for part in path.parts if part not in (path.anchor, "..")]
+  return "_".join(parts[-2:]) or path.resolve().name, spec
 
 
-def main(argv: list[str]) -> None:
-  del argv
-  output = pathlib.Path(_OUTPUT.value)
-  several = len(_MODEL.value) > 1
+def _check_distinct(flag: str, names: list[Any], remedy: str) -> None:
+  for name in names:
+    if names.count(name) > 1:
+      raise ValueError(f"{flag} names two {name}, and one would overwrite the other; {remedy}")
+
+
+def main(argv: Sequence[str]) -> None:
+  parser = argparse.ArgumentParser(prog="python -m sr_jax.evaluate", description=__doc__)
+  parser.add_argument("--model", required=True, help="bicubic, a run or a file; or A,LABEL=B,...")
+  parser.add_argument(
+    "--data", required=True, help="folders of HR images, skimage:test, tfds:NAME:SPLIT; or A,B,..."
+  )
+  parser.add_argument("--output", required=True, help="folder for results.json and SR images")
+  parser.add_argument("--scale", type=int, default=4, help="of bicubic; models know theirs")
+  args = parser.parse_args(argv)
+  output = pathlib.Path(args.output)
+  models = [_label(spec) for spec in args.model.split(",")]
+  folders = [output]
+  if len(models) > 1:
+    folders = [images.safe_output_path(output, label) for label, _ in models]
+    _check_distinct("--model", folders, "give each its name: LABEL=MODEL")
+  upscalers = [_load_upscaler(spec, args.scale) for _, spec in models]
+  scale = upscalers[0][1]
+  if any(other != scale for _, other in upscalers):
+    raise ValueError(
+      f"--model={args.model} has scales {[scale for _, scale in upscalers]}; compare models of one "
+      "scale, and give --scale for bicubic's"
+    )
+  data = args.data.split(",")
+  set_names = [open_test_set(spec, scale)[0] for spec in data]
+  _check_distinct("--data", set_names, "results are by the folder's name; rename one")
+
   table, panels = {}, comparison.Panels()
-  for label, spec in map(_label, _MODEL.value):
-    upscale, scale = _load_upscaler(spec, _SCALE.value)
-    folder = images.safe_output_path(output, label) if several else output
+  for (label, spec), folder, (upscale, _) in zip(models, folders, upscalers, strict=True):
     results = {"model": spec, "scale": scale, "protocol": PROTOCOL, "sets": {}}
-    for data in _DATA.value:
-      set_name, count, test_images = open_test_set(data, scale)
+    taken: set[pathlib.Path] = set()
+    for set_spec in data:
+      set_name, count, test_images = open_test_set(set_spec, scale)
 
-      def keep(image, sr, scores, set_name=set_name, folder=folder, label=label):
-        stem = pathlib.Path(image.name).stem
-        images.write_image(images.safe_output_path(folder / set_name, f"{stem}.png"), sr)
-        panels.add(f"{set_name}/{stem}", image.lr, image.hr, label, sr, scores)
+      def keep(image, sr, scores, set_folder=folder / set_name, label=label, taken=taken):
+        name = pathlib.PurePosixPath(image.name).with_suffix(".png").as_posix()
+        path = images.safe_output_path(set_folder, name)
+        images.write_image(images.unused_path(path, taken), sr)
+        panels.add(f"{set_folder.name}/{image.name}", image.lr, image.hr, label, sr, scores)
 
       progress = tqdm.tqdm(test_images, total=count, desc=f"{label} on {set_name}", leave=False)
       results["sets"][set_name] = evaluate_images(upscale, progress, scale, keep)
@@ -270,17 +303,18 @@ def main(argv: list[str]) -> None:
 def format_table(table: Mapping[str, Mapping[str, Scores]]) -> str:
   """Formats {model: {set: scores}} as text, a row a model and set."""
   columns = ("psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb")
-  width = max(len(label) for label in table)
-  lines = [f"{'model':{width}}  {'set':12}" + "".join(f"{c:>10}" for c in columns)]
+  width = max(len(label) for label in ["model", *table])
+  set_width = max(len(set_name) for sets in table.values() for set_name in ["set", *sets])
+  lines = [f"{'model':{width}}  {'set':{set_width}}" + "".join(f"{c:>10}" for c in columns)]
   for label, sets in table.items():
     for set_name, scores in sets.items():
       cells = (
-          f"{scores[c]:10.{2 if c.startswith('psnr') else 4}f}" if c in scores else f"{'-':>10}"
-          for c in columns
+        f"{scores[c]:10.{2 if c.startswith('psnr') else 4}f}" if c in scores else f"{'-':>10}"
+        for c in columns
       )
-      lines.append(f"{label:{width}}  {set_name:12}" + "".join(cells))
+      lines.append(f"{label:{width}}  {set_name:{set_width}}" + "".join(cells))
   return "\n".join(lines)
 
 
 if __name__ == "__main__":
-  cli.run(main, required=["model", "data", "output"])
+  cli.guarded(main)(sys.argv[1:])

@@ -57,7 +57,8 @@ class SRResNet(nn.Module):
     _check(self, self.scale)
     if self.final_activation not in ("none", "tanh"):
       raise ValueError(
-          f"SRResNet: final_activation={self.final_activation!r} must be one of none, tanh")
+        f"SRResNet: final_activation={self.final_activation!r} must be one of none, tanh"
+      )
     super().__post_init__()
 
   @nn.compact
@@ -99,8 +100,10 @@ class MSRResNet(nn.Module):
   def __call__(self, lr: jax.Array, *, train: bool) -> jax.Array:
     """Upscales lr [N, h, w, c] in [0, 1] to float32 [N, h * scale, w * scale, c]."""
     if lr.shape[-1] != self.out_channels:
-      raise ValueError(f"MSRResNet adds its input to its output: out_channels={self.out_channels} "
-                       f"must equal the {lr.shape[-1]} channels of lr")
+      raise ValueError(
+        f"MSRResNet adds its input to its output: out_channels={self.out_channels} "
+        f"must equal the {lr.shape[-1]} channels of lr"
+      )
     f, dtype = self.features, self.dtype
     x = leaky_relu(conv(lr, f, name="conv_first", init="msra", dtype=dtype), 0.1)
     x = _repeat(self, _ResidualBlock(slope=0.0, dtype=dtype, name="body"), x, train=train)
@@ -264,8 +267,13 @@ def _repeat(net: nn.Module, block: nn.Module, x: jax.Array, *, train: bool) -> j
   if net.remat:
     # Inside a loop nothing can merge the recomputation with the forward pass: no barrier is needed.
     step = nn.remat(step, prevent_cse=unroll > 1)
-  body = nn.scan(step, variable_axes={"params": 0, "batch_stats": 0}, split_rngs={"params": True},
-                 length=net.blocks, unroll=min(unroll, net.blocks))
+  body = nn.scan(
+    step,
+    variable_axes={"params": 0, "batch_stats": 0},
+    split_rngs={"params": True},
+    length=net.blocks,
+    unroll=min(unroll, net.blocks),
+  )
   return body(block, x, None)[0]
 
 
@@ -286,8 +294,9 @@ def _check(net: nn.Module, scale: int, input_unshuffle: int = 1):
     raise ValueError(f"{who}: scale={scale!r} must be one of {sorted(UPSAMPLING)}; try scale=4")
   if input_unshuffle not in (1, 2, 4) or scale * input_unshuffle not in UPSAMPLING:
     raise ValueError(
-        f"{who}: input_unshuffle={input_unshuffle!r} must be 1, 2 or 4, and its product with "
-        f"scale={scale} one of {sorted(UPSAMPLING)}; try input_unshuffle=1")
+      f"{who}: input_unshuffle={input_unshuffle!r} must be 1, 2 or 4, and its product with "
+      f"scale={scale} one of {sorted(UPSAMPLING)}; try input_unshuffle=1"
+    )
   for field in ("features", "blocks", "growth", "out_channels"):
     value = getattr(net, field, 1)
     if value < 1:
@@ -303,8 +312,8 @@ def _check(net: nn.Module, scale: int, input_unshuffle: int = 1):
 
 
 GENERATORS = {
-    "srresnet": SRResNet,
-    "msrresnet": MSRResNet,
-    "rrdbnet": RRDBNet,
-    "residualnet": ResidualNet,
+  "srresnet": SRResNet,
+  "msrresnet": MSRResNet,
+  "rrdbnet": RRDBNet,
+  "residualnet": ResidualNet,
 }

@@ -144,6 +144,26 @@ def list_images(folder: PathLike) -> list[pathlib.Path]:
   return sorted(found)
 
 
+def unused_path(path: pathlib.Path, taken: set[pathlib.Path]) -> pathlib.Path:
+  """Number an output file so that it overwrites no other of the same run.
+
+  a.jpg and a.png of one folder would both be written to a.png.
+
+  Args:
+    path: where the file would go.
+    taken: paths of this run; the result is added.
+
+  Returns:
+    `path`, or with _1, _2, ... before its suffix.
+  """
+  number, unused = 0, path
+  while unused in taken:
+    number += 1
+    unused = path.with_stem(f"{path.stem}_{number}")
+  taken.add(unused)
+  return unused
+
+
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)", re.IGNORECASE)  # devices of Windows
 
 

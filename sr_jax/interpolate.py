@@ -1,11 +1,13 @@
 """Network interpolation (ESRGAN section 3.4): between the PSNR model and the GAN model.
 
-  python -m sr_jax.interpolate --psnr RUN/psnr --gan RUN --alpha 0.5 --output half.safetensors
+python -m sr_jax.interpolate --psnr RUN/psnr --gan RUN --alpha 0.5 --output half.safetensors
 """
 
+import argparse
+import sys
+from collections.abc import Sequence
 from typing import Any
 
-from absl import flags
 from absl import logging
 import jax
 
@@ -13,11 +15,6 @@ from sr_jax import cli
 from sr_jax import model_file
 
 Tree = Any
-
-_PSNR = flags.DEFINE_string("psnr", None, "The PSNR-oriented model: a run's folder or a file.")
-_GAN = flags.DEFINE_string("gan", None, "The model fine-tuned from it: a run's folder or a file.")
-_ALPHA = flags.DEFINE_float("alpha", 0.5, "0 is the PSNR model, 1 the GAN model.")
-_OUTPUT = flags.DEFINE_string("output", None, "File to write: .safetensors or .npz.")
 
 
 def interpolate(psnr: Tree, gan: Tree, alpha: float) -> Tree:
@@ -42,14 +39,20 @@ def interpolate(psnr: Tree, gan: Tree, alpha: float) -> Tree:
 
 
 def interpolate_models(
-    psnr: model_file.Model, gan: model_file.Model, alpha: float
+  psnr: model_file.Model, gan: model_file.Model, alpha: float
 ) -> model_file.Model:
-  """Interpolates two models; warns where the second was not fine-tuned from the first."""
-  if (psnr.name, psnr.kwargs.get("scale")) != (gan.name, gan.kwargs.get("scale")):
-    raise ValueError(
-        f"the PSNR model is {psnr.name} x{psnr.kwargs.get('scale')}, the GAN model {gan.name} "
-        f"x{gan.kwargs.get('scale')}; both must be the same network"
-    )
+  """Interpolates two models; warns where the second was not fine-tuned from the first.
+
+  Raises:
+    ValueError: as `interpolate`, or the networks differ in what shapes do not show.
+  """
+  ours, theirs = _network(psnr), _network(gan)
+  for field in ours.keys() | theirs.keys():
+    if ours.get(field) != theirs.get(field):
+      raise ValueError(
+        f"the PSNR model and the GAN model must be the same network: {field} is "
+        f"{ours.get(field)!r} in the PSNR model and {theirs.get(field)!r} in the GAN model"
+      )
   if psnr.info["digest"] not in gan.info["ancestry"]:
     logging.warning(
         "the GAN model does not record that it was fine-tuned from this PSNR model (%s is not "
@@ -67,13 +70,26 @@ def interpolate_models(
   return model_file.Model(gan.name, gan.kwargs, variables, info)
 
 
-def main(argv: list[str]) -> None:
-  del argv
-  psnr, gan = model_file.read_model(_PSNR.value), model_file.read_model(_GAN.value)
-  model = interpolate_models(psnr, gan, _ALPHA.value)
-  model_file.save_model(_OUTPUT.value, model)
-  print(f"{_OUTPUT.value}: {model.name} x{model.kwargs['scale']}, alpha {_ALPHA.value}")
+def _network(model: model_file.Model) -> dict[str, Any]:
+  """What decides the function that its weights compute; defaults filled in."""
+  module = model_file.build_generator(model.name, model.kwargs)
+  how = ("parent", "name", "dtype", "unroll", "remat")
+  fields = {f: getattr(module, f) for f in module.__dataclass_fields__ if f not in how}
+  return {"generator": model.name, **fields}
+
+
+def main(argv: Sequence[str]) -> None:
+  parser = argparse.ArgumentParser(prog="python -m sr_jax.interpolate", description=__doc__)
+  parser.add_argument("--psnr", required=True, help="the PSNR-oriented model: a run or a file")
+  parser.add_argument("--gan", required=True, help="the model fine-tuned from it: a run or a file")
+  parser.add_argument("--alpha", type=float, default=0.5, help="0: PSNR model, 1: GAN model")
+  parser.add_argument("--output", required=True, help="file to write: .safetensors or .npz")
+  args = parser.parse_args(argv)
+  psnr, gan = model_file.read_model(args.psnr), model_file.read_model(args.gan)
+  model = interpolate_models(psnr, gan, args.alpha)
+  model_file.save_model(args.output, model)
+  print(f"{args.output}: {model.name} x{model.kwargs['scale']}, alpha {args.alpha}")
 
 
 if __name__ == "__main__":
-  cli.run(main, required=["psnr", "gan", "output"])
+  cli.guarded(main)(sys.argv[1:])

@@ -14,11 +14,11 @@ import jax.numpy as jnp
 Initializer = Callable[..., jax.Array]
 
 KERNEL_INIT: dict[str, Initializer] = {
-    # PyTorch's default for convolutions and linear layers: U(-b, b) with b = 1/sqrt(fan_in).
-    "torch": nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
-    # ESRGAN, supplement section 2: "multiplying 0.1 for all initialization parameters calculated by
-    # MSRA". The standard deviation is scaled, 0.1 * sqrt(2 / fan_in), so the variance by 0.01.
-    "msra": nn.initializers.variance_scaling(2 * 0.1**2, "fan_in", "normal"),
+  # PyTorch's default for convolutions and linear layers: U(-b, b) with b = 1/sqrt(fan_in).
+  "torch": nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
+  # ESRGAN, supplement section 2: "multiplying 0.1 for all initialization parameters calculated by
+  # MSRA". The standard deviation is scaled, 0.1 * sqrt(2 / fan_in), so the variance by 0.01.
+  "msra": nn.initializers.variance_scaling(2 * 0.1**2, "fan_in", "normal"),
 }
 
 
@@ -38,8 +38,17 @@ def _padding(kernel_size: int) -> int:
   return (kernel_size - 1) // 2
 
 
-def conv(x: jax.Array, features: int, *, name: str, kernel_size: int = 3, stride: int = 1,
-         use_bias: bool = True, init: str = "torch", dtype: Any = jnp.float32) -> jax.Array:
+def conv(
+  x: jax.Array,
+  features: int,
+  *,
+  name: str,
+  kernel_size: int = 3,
+  stride: int = 1,
+  use_bias: bool = True,
+  init: str = "torch",
+  dtype: Any = jnp.float32,
+) -> jax.Array:
   """Convolves x in the calling module, with parameters under `name`.
 
   Args:
@@ -57,13 +66,28 @@ def conv(x: jax.Array, features: int, *, name: str, kernel_size: int = 3, stride
   """
   fan_in = kernel_size**2 * x.shape[-1]
   return nn.Conv(
-      features, (kernel_size, kernel_size), stride, padding=_padding(kernel_size),
-      use_bias=use_bias, kernel_init=KERNEL_INIT[init], bias_init=_bias_init(init, fan_in),
-      dtype=jnp.dtype(dtype), name=name)(x)
+    features,
+    (kernel_size, kernel_size),
+    stride,
+    padding=_padding(kernel_size),
+    use_bias=use_bias,
+    kernel_init=KERNEL_INIT[init],
+    bias_init=_bias_init(init, fan_in),
+    dtype=jnp.dtype(dtype),
+    name=name,
+  )(x)
 
 
-def spectral_conv(x: jax.Array, features: int, *, name: str, train: bool, kernel_size: int = 3,
-                  stride: int = 1, dtype: Any = jnp.float32) -> jax.Array:
+def spectral_conv(
+  x: jax.Array,
+  features: int,
+  *,
+  name: str,
+  train: bool,
+  kernel_size: int = 3,
+  stride: int = 1,
+  dtype: Any = jnp.float32,
+) -> jax.Array:
   """Convolves x with a kernel divided by its largest singular value (Miyato et al., 2018); no bias.
 
   One power iteration a call, kept when `train`, eps 1e-12: `torch.nn.utils.spectral_norm`. The
@@ -82,8 +106,15 @@ def spectral_conv(x: jax.Array, features: int, *, name: str, train: bool, kernel
     [N, H', W', features] in `dtype`.
   """
   layer = nn.Conv(
-      features, (kernel_size, kernel_size), stride, padding=_padding(kernel_size), use_bias=False,
-      kernel_init=KERNEL_INIT["torch"], dtype=jnp.dtype(dtype), name=name)
+    features,
+    (kernel_size, kernel_size),
+    stride,
+    padding=_padding(kernel_size),
+    use_bias=False,
+    kernel_init=KERNEL_INIT["torch"],
+    dtype=jnp.dtype(dtype),
+    name=name,
+  )
   norm = nn.SpectralNorm(layer, n_steps=1, epsilon=1e-12, name=f"{name}_norm")
   return norm(x, update_stats=train)
 
@@ -91,8 +122,12 @@ def spectral_conv(x: jax.Array, features: int, *, name: str, train: bool, kernel
 def dense(x: jax.Array, features: int, *, name: str, dtype: Any = jnp.float32) -> jax.Array:
   """Applies a linear layer [N, C] -> [N, features], initialised as PyTorch's."""
   return nn.Dense(
-      features, kernel_init=KERNEL_INIT["torch"], bias_init=_bias_init("torch", x.shape[-1]),
-      dtype=jnp.dtype(dtype), name=name)(x)
+    features,
+    kernel_init=KERNEL_INIT["torch"],
+    bias_init=_bias_init("torch", x.shape[-1]),
+    dtype=jnp.dtype(dtype),
+    name=name,
+  )(x)
 
 
 def batch_norm(x: jax.Array, *, train: bool, name: str, dtype: Any = jnp.float32) -> jax.Array:
@@ -103,8 +138,13 @@ def batch_norm(x: jax.Array, *, train: bool, name: str, dtype: Any = jnp.float32
   gradients on 1 and on 8 devices were then 3e-5 apart instead of 5e-6 (VGG discriminator, float32).
   """
   return nn.BatchNorm(
-      use_running_average=not train, momentum=0.9, epsilon=1e-5, use_fast_variance=False,
-      dtype=jnp.dtype(dtype), name=name)(x)
+    use_running_average=not train,
+    momentum=0.9,
+    epsilon=1e-5,
+    use_fast_variance=False,
+    dtype=jnp.dtype(dtype),
+    name=name,
+  )(x)
 
 
 def leaky_relu(x: jax.Array, slope: float = 0.2) -> jax.Array:
@@ -144,8 +184,9 @@ def pixel_unshuffle(x: jax.Array, r: int) -> jax.Array:
   n, h, w, c = x.shape
   for side in (h, w):
     if isinstance(side, int) and side % r:  # a symbolic side is checked by the reshape
-      raise ValueError(f"pixel_unshuffle by {r}: height {h} and width {w} must be multiples of "
-                       f"{r}; pad the image")
+      raise ValueError(
+        f"pixel_unshuffle by {r}: height {h} and width {w} must be multiples of {r}; pad the image"
+      )
   x = x.reshape(n, h // r, r, w // r, r, c).transpose(0, 1, 3, 5, 2, 4)
   return x.reshape(n, h // r, w // r, c * r**2)
 

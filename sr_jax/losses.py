@@ -82,14 +82,14 @@ PIXEL = {"l1": l1_loss, "mse": mse_loss, "charbonnier": charbonnier_loss}
 
 
 def perceptual_loss(
-    vgg_params: vgg.Params,
-    sr: jax.Array,
-    hr: jax.Array,
-    *,
-    layers: Mapping[str, float],
-    scales: Mapping[str, float],
-    criterion: Callable[[jax.Array, jax.Array], jax.Array] = l1_loss,
-    dtype: jnp.dtype = jnp.float32,
+  vgg_params: vgg.Params,
+  sr: jax.Array,
+  hr: jax.Array,
+  *,
+  layers: Mapping[str, float],
+  scales: Mapping[str, float],
+  criterion: Callable[[jax.Array, jax.Array], jax.Array] = l1_loss,
+  dtype: jnp.dtype = jnp.float32,
 ) -> jax.Array:
   """Distance of VGG features, summed over layers (SRGAN eq. 5; ESRGAN section 3.3).
 
@@ -113,12 +113,12 @@ def perceptual_loss(
   of_sr = vgg.vgg_features(vgg_params, sr, names, dtype=dtype)
   of_hr = vgg.vgg_features(vgg_params, jax.lax.stop_gradient(hr), names, dtype=dtype)
   return sum(
-      weight
-      * criterion(
-          of_sr[name].astype(jnp.float32) * scales[name],
-          of_hr[name].astype(jnp.float32) * scales[name],
-      )
-      for name, weight in layers.items()
+    weight
+    * criterion(
+      of_sr[name].astype(jnp.float32) * scales[name],
+      of_hr[name].astype(jnp.float32) * scales[name],
+    )
+    for name, weight in layers.items()
   )
 
 
@@ -267,11 +267,11 @@ class AdversarialLoss(NamedTuple):
 
 
 ADVERSARIAL = {
-    "vanilla": AdversarialLoss(vanilla_generator_loss, vanilla_discriminator_loss),
-    "lsgan": AdversarialLoss(lsgan_generator_loss, lsgan_discriminator_loss),
-    "hinge": AdversarialLoss(hinge_generator_loss, hinge_discriminator_loss),
-    "ragan": AdversarialLoss(ragan_generator_loss, ragan_discriminator_loss),
-    "ragan_detached": AdversarialLoss(ragan_generator_loss, ragan_detached_discriminator_loss),
+  "vanilla": AdversarialLoss(vanilla_generator_loss, vanilla_discriminator_loss),
+  "lsgan": AdversarialLoss(lsgan_generator_loss, lsgan_discriminator_loss),
+  "hinge": AdversarialLoss(hinge_generator_loss, hinge_discriminator_loss),
+  "ragan": AdversarialLoss(ragan_generator_loss, ragan_discriminator_loss),
+  "ragan_detached": AdversarialLoss(ragan_generator_loss, ragan_detached_discriminator_loss),
 }
 
 

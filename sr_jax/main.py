@@ -1,11 +1,13 @@
 """Trains a recipe: the same command starts it, resumes it, and says when it is finished.
 
-  python -m sr_jax.main --config configs/esrgan.py
-  python -m sr_jax.main --config configs/esrgan.py:basicsr --workdir RUN --config.data.source=DIR
+python -m sr_jax.main --config configs/esrgan.py
+python -m sr_jax.main --config configs/esrgan.py:basicsr --workdir RUN --config.data.source=DIR
 """
 
 import pathlib
+from collections.abc import Sequence
 
+from absl import app
 from absl import flags
 from ml_collections import config_dict
 from ml_collections import config_flags
@@ -44,8 +46,9 @@ def default_workdir(config_file: str) -> str:
   return f"runs/{pathlib.Path(path).stem}{'-' + variant if variant else ''}"
 
 
-def main(argv: list[str]) -> None:
-  del argv
+def main(argv: Sequence[str]) -> None:
+  if len(argv) > 1:
+    raise ValueError(f"unexpected argument {argv[1]!r}; flags are --name=value")
   config = _CONFIG.value
   share_overrides(config, config_flags.get_override_values(flags.FLAGS["config"]))
   config.lock()
@@ -54,4 +57,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  cli.run(main, required=["config"])
+  flags.mark_flag_as_required("config")
+  app.run(cli.guarded(main))

@@ -47,9 +47,7 @@ class Model(NamedTuple):
   info: dict[str, Any]
 
 
-def build_generator(
-    name: str, kwargs: Mapping[str, Any], *, dtype: str = "float32"
-) -> nn.Module:
+def build_generator(name: str, kwargs: Mapping[str, Any], *, dtype: str = "float32") -> nn.Module:
   """Builds a generator by its name.
 
   Raises:
@@ -58,7 +56,7 @@ def build_generator(
   if name not in generators.GENERATORS:
     raise ValueError(f"generator {name!r} must be one of {', '.join(generators.GENERATORS)}")
   module = generators.GENERATORS[name]
-  fields = [f for f in module.__dataclass_fields__ if f not in ("parent", "name")]
+  fields = [f for f in module.__dataclass_fields__ if f not in ("parent", "name", "dtype")]
   for field in kwargs:
     if field not in fields:
       raise ValueError(f"generator {name!r} has no field {field!r}; it has {', '.join(fields)}")
@@ -93,14 +91,14 @@ def read_model(path: str | pathlib.Path) -> Model:
     raise FileNotFoundError(f"{path} does not exist; give a run's folder or a model file")
   if path.suffix not in _FILES:
     raise ValueError(f"{path}: suffix must be one of {', '.join(_FILES)}, or a run's folder")
-  state, metadata = _read_file(path)
-  known = json.loads(metadata.get(_METADATA, "{}"))
+  state, known = _read_file(path)
   try:
     name, kwargs, variables = state_dicts.from_state_dict(state)
   except ValueError as error:
     raise ValueError(f"{path} holds no generator that sr_jax knows: {error}") from error
   if known.get("architecture", name) == name:
     kwargs = {**known.get("kwargs", {}), **kwargs}  # what shapes say stands over what is told
+  variables = {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
   variables = jax.tree.map(lambda x: np.asarray(x, np.float32), variables)
   info = {"ancestry": [], **known.get("info", {}), "digest": digest(variables)}
   return Model(name, kwargs, variables, info)
@@ -119,8 +117,8 @@ def save_model(path: str | pathlib.Path, model: Model) -> None:
   if path.suffix not in (".safetensors", ".npz"):
     raise ValueError(f"{path}: suffix must be .safetensors or .npz, or none for a run's folder")
   state = {
-      key: np.ascontiguousarray(value, np.float32)
-      for key, value in state_dicts.to_state_dict(model.name, model.variables).items()
+    key: np.ascontiguousarray(value, np.float32)
+    for key, value in state_dicts.to_state_dict(model.name, model.variables).items()
   }
   metadata = json.dumps({"architecture": model.name, "kwargs": model.kwargs, "info": model.info})
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -153,19 +151,19 @@ def check_same_shapes(trees: Mapping[str, Any]) -> None:
     ValueError: names the first path that differs, with both shapes.
   """
   shapes = [
-      {
-          jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
-          for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-      }
-      for tree in trees.values()
+    {
+      jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+      for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+    for tree in trees.values()
   ]
   one, other = trees
   for path in sorted(shapes[0].keys() | shapes[1].keys()):
     ours, theirs = (tree.get(path, "absent") for tree in shapes)
     if ours != theirs:
       raise ValueError(
-          f"{one} and {other} are different networks: {path} is {ours} in {one} and {theirs} in "
-          f"{other}"
+        f"{one} and {other} are different networks: {path} is {ours} in {one} and {theirs} in "
+        f"{other}"
       )
 
 
@@ -174,13 +172,16 @@ def _read_run(run: pathlib.Path) -> Model:
   if not config_path.exists():
     raise FileNotFoundError(f"{run} has no config.json; is it the folder of a run?")
   config = checkpoint.read_json(config_path)
-  name = config["generator"]["name"]
-  kwargs = {"scale": config["scale"], **config["generator"]["kwargs"]}
+  try:
+    name = config["generator"]["name"]
+    kwargs = {"scale": config["scale"], **config["generator"]["kwargs"]}
+    channels = config["generator"].get("in_channels", 3)
+  except (KeyError, TypeError) as error:
+    raise ValueError(f"{config_path} is not the configuration of a run ({error!r})") from error
   module = build_generator(name, kwargs)
-  channels = config["generator"].get("in_channels", 3)
   abstract = jax.eval_shape(
-      lambda key: module.init(key, jnp.zeros((1, 16, 16, channels)), train=False),
-      jax.random.key(0),
+    lambda key: module.init(key, jnp.zeros((1, 16, 16, channels)), train=False),
+    jax.random.key(0),
   )
   abstract = {"params": abstract["params"], "batch_stats": abstract.get("batch_stats", {})}
   variables, step, extra = checkpoint.restore_model(run, abstract)
@@ -195,41 +196,51 @@ def _write_run(run: pathlib.Path, model: Model) -> None:
   run.mkdir(parents=True, exist_ok=True)
   kwargs = dict(model.kwargs)
   config = {
-      "scale": kwargs.pop("scale"),
-      "generator": {
-          "name": model.name,
-          "kwargs": kwargs,
-          "in_channels": in_channels(model.variables, kwargs),
-      },
+    "scale": kwargs.pop("scale"),
+    "generator": {
+      "name": model.name,
+      "kwargs": kwargs,
+      "in_channels": in_channels(model.variables, kwargs),
+    },
   }
   (run / "config.json").write_text(json.dumps(config, indent=2) + "\n")
   checkpoint.save_model(
-      run, model.variables, step=model.info.get("step", 0), extra={"info": model.info}
+    run, model.variables, step=model.info.get("step", 0), extra={"info": model.info}
   )
 
 
 def in_channels(variables: Variables, kwargs: Mapping[str, Any]) -> int:
   """Returns the number of channels of a model's LR images."""
   return variables["params"]["conv_first"]["kernel"].shape[2] // (
-      kwargs.get("input_unshuffle", 1) ** 2
+    kwargs.get("input_unshuffle", 1) ** 2
   )
 
 
-def _read_file(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def _read_file(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+  """Returns the arrays by name, and what `save_model` wrote beside them: {} in others' files."""
   try:
+    metadata = "{}"
     if path.suffix == ".npz":
       with np.load(path, allow_pickle=False) as arrays:
-        state = {key: arrays[key] for key in arrays.files}
-      metadata = {_METADATA: str(state.pop(_METADATA))} if _METADATA in state else {}
-      return state, metadata
-    if path.suffix == ".pth":
+        state = dict(arrays)
+      metadata = str(state.pop(_METADATA, metadata))
+    elif path.suffix == ".pth":
       state = unpickle.read_torch_file(path)
       for wrapper in ("params_ema", "params", "state_dict"):
-        if isinstance(state.get(wrapper), dict):
-          return dict(state[wrapper]), {}
-      return dict(state), {}
-    with safetensors.safe_open(path, framework="numpy") as file:
-      metadata = file.metadata() or {}
-    return safetensors.numpy.load_file(path), metadata
-  except (safetensors.SafetensorError, OSError, EOFError, KeyError) as error:
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+          state = state[wrapper]
+          break
+    else:
+      with safetensors.safe_open(path, framework="numpy") as file:
+        metadata = (file.metadata() or {}).get(_METADATA, metadata)
+      state = safetensors.numpy.load_file(path)
+    if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
+      raise ValueError("it holds something else than arrays by name")
+    known = json.loads(metadata)
+    if not all(isinstance(known.get(part, {}), dict) for part in ("kwargs", "info")):
+      raise ValueError(f"its metadata {_METADATA!r} are not what save_model writes")
+    return state, known
+  except unpickle.UnsafeFileError:
+    raise  # names the file, and says what to do
+  except Exception as error:  # numpy, zipfile and json raise nearly anything for a damaged file
     raise ValueError(f"{path} cannot be read as {path.suffix}: {error}") from error

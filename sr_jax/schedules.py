@@ -64,13 +64,13 @@ def cosine_restarts(*, base: float, periods: Sequence[int], eta_min: float) -> S
 
 
 def make_schedule(
-    schedule: str,
-    *,
-    base: float,
-    milestones: Sequence[int] = (),
-    gamma: float = 0.5,
-    periods: Sequence[int] = (),
-    eta_min: float = 0.0,
+  schedule: str,
+  *,
+  base: float,
+  milestones: Sequence[int] = (),
+  gamma: float = 0.5,
+  periods: Sequence[int] = (),
+  eta_min: float = 0.0,
 ) -> Schedule:
   """Makes the schedule that a recipe's `learning_rate` names; the rest are its arguments.
 
@@ -84,5 +84,5 @@ def make_schedule(
   if schedule == "cosine_restarts":
     return cosine_restarts(base=base, periods=periods, eta_min=eta_min)
   raise ValueError(
-      f"learning_rate.schedule={schedule!r} must be one of constant, multi_step, cosine_restarts"
+    f"learning_rate.schedule={schedule!r} must be one of constant, multi_step, cosine_restarts"
   )

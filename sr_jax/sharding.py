@@ -44,8 +44,8 @@ def global_batch(mesh: Mesh, host_batch: dict[str, np.ndarray]) -> dict[str, jax
   """
   sharding = batch_sharded(mesh)
   return {
-      name: jax.make_array_from_process_local_data(sharding, array)
-      for name, array in host_batch.items()
+    name: jax.make_array_from_process_local_data(sharding, array)
+    for name, array in host_batch.items()
   }
 
 
@@ -59,6 +59,6 @@ def check_batch_size(batch_size: int, accumulate_steps: int, mesh: Mesh) -> None
   if batch_size < 1 or batch_size % parts:
     fit = max(parts, -(-batch_size // parts) * parts)
     raise ValueError(
-        f"batch_size={batch_size} must be divisible by {mesh.size} devices x "
-        f"accumulate_steps={accumulate_steps}; try --config.data.batch_size={fit}"
+      f"batch_size={batch_size} must be divisible by {mesh.size} devices x "
+      f"accumulate_steps={accumulate_steps}; try --config.data.batch_size={fit}"
     )

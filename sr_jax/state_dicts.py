@@ -23,8 +23,14 @@ StateDict = dict[str, np.ndarray]
 Variables = dict[str, Any]
 
 # Last part of a variable's path -> last part of its key.
-_LEAVES = {"kernel": "weight", "bias": "bias", "scale": "weight", "slope": "weight",
-           "mean": "running_mean", "var": "running_var"}
+_LEAVES = {
+  "kernel": "weight",
+  "bias": "bias",
+  "scale": "weight",
+  "slope": "weight",
+  "mean": "running_mean",
+  "var": "running_var",
+}
 
 
 def to_state_dict(name: str, variables: Mapping[str, Any]) -> StateDict:
@@ -91,8 +97,11 @@ def discriminator_to_state_dict(variables: Mapping[str, Any]) -> StateDict:
   Returns:
     {'conv0_0.weight': [O, I, H, W], ...}.
   """
-  state = {_key(path): _to_torch(path, array) for path, array in _flatten(variables)
-           if not path[1].endswith("_norm")}
+  state = {
+    _key(path): _to_torch(path, array)
+    for path, array in _flatten(variables)
+    if not path[1].endswith("_norm")
+  }
   for name, stats in variables.get("batch_stats", {}).items():
     if name.endswith("_norm"):
       layer = name.removesuffix("_norm")
@@ -108,7 +117,8 @@ def discriminator_to_state_dict(variables: Mapping[str, Any]) -> StateDict:
 
 
 def discriminator_from_state_dict(
-    state: Mapping[str, Any]) -> tuple[str, dict[str, Any], Variables]:
+  state: Mapping[str, Any],
+) -> tuple[str, dict[str, Any], Variables]:
   """Recognises a discriminator by its keys and shapes, and renames its arrays for us.
 
   Args:
@@ -133,8 +143,10 @@ def discriminator_from_state_dict(
   shapes = _shapes(DISCRIMINATORS[name](**kwargs), image)
   _compare(state, discriminator_to_state_dict(shapes), name)
 
-  state = {key.replace("weight_orig", "weight"): np.asarray(array, np.float32)
-           for key, array in state.items()}
+  state = {
+    key.replace("weight_orig", "weight"): np.asarray(array, np.float32)
+    for key, array in state.items()
+  }
   if "linear1.weight" in state:
     kernel = state["linear1.weight"].reshape(outputs, channels, side, side)
     state["linear1.weight"] = kernel.transpose(0, 2, 3, 1).reshape(outputs, -1)
@@ -199,15 +211,17 @@ def _linear1(state: Mapping[str, Any]) -> tuple[int, int, int]:
 def _recognise(state: Mapping[str, Any]) -> str:
   """The generator whose own keys are there."""
   for name, keys in (
-      ("rrdbnet", {"body.0.rdb1.conv1.weight"}),
-      ("srresnet", {"body.0.bn1.weight"}),
-      ("residualnet", {"body.0.conv1.weight", "conv_body.weight"}),
-      ("msrresnet", {"body.0.conv1.weight"}),
+    ("rrdbnet", {"body.0.rdb1.conv1.weight"}),
+    ("srresnet", {"body.0.bn1.weight"}),
+    ("residualnet", {"body.0.conv1.weight", "conv_body.weight"}),
+    ("msrresnet", {"body.0.conv1.weight"}),
   ):
     if keys <= set(state):
       return name
-  raise ValueError(f"the state dict is of none of {', '.join(GENERATORS)}; its first key is "
-                   f"{next(iter(state), None)!r}")
+  raise ValueError(
+    f"the state dict is of none of {', '.join(GENERATORS)}; its first key is "
+    f"{next(iter(state), None)!r}"
+  )
 
 
 def _infer(name: str, state: Mapping[str, Any]) -> dict[str, Any]:
@@ -245,8 +259,9 @@ def _compare(state: Mapping[str, Any], expected: Mapping[str, np.ndarray], name:
     if key not in expected:
       raise ValueError(f"the state dict looks like {name}, which has no {key!r}")
     if np.shape(array) != expected[key].shape:
-      raise ValueError(f"{name}: {key!r} has shape {list(np.shape(array))}, expected "
-                       f"{list(expected[key].shape)}")
+      raise ValueError(
+        f"{name}: {key!r} has shape {list(np.shape(array))}, expected {list(expected[key].shape)}"
+      )
   for key in expected:
     if key not in state:
       raise ValueError(f"the state dict looks like {name}, but lacks {key!r}")

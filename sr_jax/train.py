@@ -33,12 +33,13 @@ from sr_jax.data import sources
 Config = config_dict.ConfigDict
 
 
-class Inputs(NamedTuple):
-  """What a stage reads: checked and opened before anything is compiled."""
+class Prepared(NamedTuple):
+  """What a stage needs, checked and opened before anything is compiled."""
 
   train: packed.Pack
   test: list[evaluate.TestImage]
   vgg: vgg.VGG | None
+  step: train_step.TrainStep  # not compiled yet
 
 
 def train_and_evaluate(config: Config, workdir: str | pathlib.Path) -> None:
@@ -60,10 +61,10 @@ def train_and_evaluate(config: Config, workdir: str | pathlib.Path) -> None:
     return
   two_stages = "psnr" in config and not config.init_from
   first = Stage(config.psnr, run / "psnr") if two_stages and main.restored is None else None
-  inputs = main.open_inputs()  # both stages' inputs, so that what is missing is missed now
+  prepared = main.prepare()  # before the first stage, so that what is missing is missed now
   if first and not first.finished:
-    train_stage(first, first.open_inputs())
-  train_stage(main, inputs, init_from=str(run / "psnr") if first else config.init_from)
+    train_stage(first, first.prepare())
+  train_stage(main, prepared, init_from=str(run / "psnr") if first else config.init_from)
 
 
 class Stage:
@@ -72,27 +73,25 @@ class Stage:
   def __init__(self, config: Config, run: pathlib.Path):
     self.config, self.run = config, run
     self.mesh = sharding.create_mesh()
-    sharding.check_batch_size(
-        config.data.batch_size, config.optimizer.accumulate_steps, self.mesh
-    )
+    sharding.check_batch_size(config.data.batch_size, config.optimizer.accumulate_steps, self.mesh)
     if config.data.hr_patch % config.scale:
       raise ValueError(
-          f"hr_patch={config.data.hr_patch} must be a multiple of scale={config.scale}; try "
-          f"--config.data.hr_patch={-(-config.data.hr_patch // config.scale) * config.scale}"
+        f"hr_patch={config.data.hr_patch} must be a multiple of scale={config.scale}; try "
+        f"--config.data.hr_patch={-(-config.data.hr_patch // config.scale) * config.scale}"
       )
     self.generator = model_file.build_generator(
-        config.generator.name,
-        {"scale": config.scale, **config.generator.kwargs},
-        dtype=config.dtype,
+      config.generator.name,
+      {"scale": config.scale, **config.generator.kwargs},
+      dtype=config.dtype,
     )
     self.discriminator = build_discriminator(config) if config.adversarial.weight else None
     self.manager = checkpoint.open_manager(
-        run, keep=config.checkpoint.keep, best_metric=config.checkpoint.best_metric
+      run, keep=config.checkpoint.keep, best_metric=config.checkpoint.best_metric
     )
     replicated = sharding.replicated(self.mesh)
     abstract = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
-        jax.eval_shape(self.create_state),
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
+      jax.eval_shape(self.create_state),
     )
     self.restored = checkpoint.restore(run, self.manager, abstract)
 
@@ -106,56 +105,53 @@ class Stage:
     patch, scale = config.data.hr_patch, config.scale
     channels = config.generator.kwargs.get("out_channels", 3)
     return train_state.create_train_state(
-        config.seed,
-        self.generator,
-        self.discriminator,
-        self.optimizer(),
-        self.optimizer() if self.discriminator else None,
-        (1, patch // scale, patch // scale, 3),
-        (1, patch, patch, channels),
-        generator_variables,
+      config.seed,
+      self.generator,
+      self.discriminator,
+      self.optimizer(),
+      self.optimizer() if self.discriminator else None,
+      (1, patch // scale, patch // scale, 3),
+      (1, patch, patch, channels),
+      generator_variables,
     )
 
   def optimizer(self):
     """Makes Adam as the recipe has it: the same for both networks, in both papers."""
     settings = self.config.optimizer
-    return train_step.make_optimizer(
-        b1=settings.b1, b2=settings.b2, clip_norm=settings.clip_norm
-    )
+    return train_step.make_optimizer(b1=settings.b1, b2=settings.b2, clip_norm=settings.clip_norm)
 
-  def open_inputs(self) -> Inputs:
-    """Opens data and weights.
+  def prepare(self) -> Prepared:
+    """Opens data and weights, and turns the recipe's words into functions.
 
     Raises:
       ValueError, FileNotFoundError, ImportError: with what supplies them.
     """
     config = self.config
     weights = vgg.load_vgg(config.perceptual.weights) if config.perceptual.weight else None
-    if weights:
-      make_perceptual(config, weights)  # layers that these weights do not have, now
+    step = make_step(self, weights)
     train = packed.build_pack(
-        sources.open_source(config.data.source, config.data.lr_source, scale=config.scale),
-        config.scale,
-        config.data.cache_dir,
-        min_hr=config.data.hr_patch,
+      sources.open_source(config.data.source, config.data.lr_source, scale=config.scale),
+      config.scale,
+      config.data.cache_dir,
+      min_hr=config.data.hr_patch,
     )
     test = []
     if config.eval.source:
       pack = packed.build_pack(
-          sources.open_source(config.eval.source, scale=config.scale),
-          config.scale,
-          config.data.cache_dir,
-          min_hr=4 * config.scale,
+        sources.open_source(config.eval.source, scale=config.scale),
+        config.scale,
+        config.data.cache_dir,
+        min_hr=4 * config.scale,
       )
       count = min(config.eval.max_images or len(pack.names), len(pack.names))
       test = [
-          evaluate.TestImage(pack.names[i], packed.hr_image(pack, i), packed.lr_image(pack, i))
-          for i in range(count)
+        evaluate.TestImage(pack.names[i], packed.hr_image(pack, i), packed.lr_image(pack, i))
+        for i in range(count)
       ]
-    return Inputs(train, test, weights)
+    return Prepared(train, test, weights, step)
 
 
-def train_stage(stage: Stage, inputs: Inputs, init_from: str = "") -> None:
+def train_stage(stage: Stage, prepared: Prepared, init_from: str = "") -> None:
   """Trains one stage to its last step, from its checkpoint where there is one."""
   config, run, mesh = stage.config, stage.run, stage.mesh
   run.mkdir(parents=True, exist_ok=True)
@@ -164,27 +160,26 @@ def train_stage(stage: Stage, inputs: Inputs, init_from: str = "") -> None:
   if stage.restored:
     state, extra = stage.restored
     _say(f"{run}: resuming at step {int(state.step)}")
-    if extra["data"] != inputs.train.digest:
+    if extra["data"] != prepared.train.digest:
       logging.warning("the training images are not those that %s was trained on so far", run)
   else:
     state, extra = start_state(stage, init_from)
-  extra = {**extra, "data": inputs.train.digest}
+  extra = {**extra, "data": prepared.train.digest}
   start = int(state.step)
   logs.cut_back(run, start)
   writer = logs.Writer(run, tensorboard=config.log.tensorboard)
 
-  step_fn = make_step(stage, inputs)
-  vgg_params = jax.device_put(inputs.vgg.params, replicated) if inputs.vgg else None
-  batches = open_batches(config, inputs.train, start, mesh)
+  vgg_params = jax.device_put(prepared.vgg.params, replicated) if prepared.vgg else None
+  batches = open_batches(config, prepared.train, start, mesh)
   progress = Progress(start, config.total_steps, config.data.batch_size)
   begin = last_save = time.monotonic()
   pending = None  # metrics of the step before: read when the next is on its way
   _say(f"{run}: {config.total_steps - start} steps on {mesh.size} {jax.devices()[0].device_kind}, "
-       f"{len(inputs.train.names)} images; compiling ...")  # fmt: skip
+       f"{len(prepared.train.names)} images; compiling ...")  # fmt: skip
   try:
     for step in range(start + 1, config.total_steps + 1):
       batch = progress.wait_for(batches)
-      state, metrics = step_fn(state, batch, vgg_params)
+      state, metrics = prepared.step(state, batch, vgg_params)
       if step == start + 1:
         jax.block_until_ready(metrics)
         _say(f"  compiled in {time.monotonic() - begin:.0f} s")
@@ -194,12 +189,12 @@ def train_stage(stage: Stage, inputs: Inputs, init_from: str = "") -> None:
       last = step == config.total_steps
       pending = (step, metrics) if step % config.log.every_steps == 0 or last else None
 
-      evaluating = bool(inputs.test) and (step % config.eval.every_steps == 0 or last)
+      evaluating = bool(prepared.test) and (step % config.eval.every_steps == 0 or last)
       minutes = (time.monotonic() - last_save) / 60
       saving = (
-          step % config.checkpoint.every_steps == 0
-          or last
-          or bool(config.checkpoint.every_minutes and minutes >= config.checkpoint.every_minutes)
+        step % config.checkpoint.every_steps == 0
+        or last
+        or bool(config.checkpoint.every_minutes and minutes >= config.checkpoint.every_minutes)
       )
       if not (evaluating or saving):
         continue
@@ -207,7 +202,7 @@ def train_stage(stage: Stage, inputs: Inputs, init_from: str = "") -> None:
         write_metrics(writer, progress, *pending)
         pending = None
       check_finite(step, jax.device_get(metrics))
-      scores = evaluate_state(stage, state, inputs.test, writer, step) if evaluating else None
+      scores = evaluate_state(stage, state, prepared.test, writer, step) if evaluating else None
       if saving:
         checkpoint.save(stage.manager, state, extra=extra, metrics=scores)
         last_save = time.monotonic()
@@ -217,9 +212,7 @@ def train_stage(stage: Stage, inputs: Inputs, init_from: str = "") -> None:
     writer.close()
 
 
-def start_state(
-    stage: Stage, init_from: str
-) -> tuple[train_state.TrainState, dict[str, Any]]:
+def start_state(stage: Stage, init_from: str) -> tuple[train_state.TrainState, dict[str, Any]]:
   """Creates the state at step 0, fresh or from a model, and the record of where it comes from."""
   create = jax.jit(stage.create_state, out_shardings=sharding.replicated(stage.mesh))
   if not init_from:
@@ -232,34 +225,32 @@ def start_state(
   return create(model.variables), {"info": {"ancestry": ancestry}}
 
 
-def make_step(stage: Stage, inputs: Inputs) -> train_step.TrainStep:
+def make_step(stage: Stage, weights: vgg.VGG | None) -> train_step.TrainStep:
   """Turns the recipe's words into the functions of one jitted step."""
   config = stage.config
   adversarial = None
   if config.adversarial.weight:
     adversarial = train_step.Adversarial(
-        loss=_look_up("adversarial.loss", losses.ADVERSARIAL, config.adversarial.loss),
-        discriminator_weight=config.adversarial.discriminator_weight,
-        warmup_steps=config.discriminator.warmup_steps,
-        steps_per_generator_step=config.discriminator.steps_per_generator_step,
+      loss=_look_up("adversarial.loss", losses.ADVERSARIAL, config.adversarial.loss),
+      discriminator_weight=config.adversarial.discriminator_weight,
+      warmup_steps=config.discriminator.warmup_steps,
+      steps_per_generator_step=config.discriminator.steps_per_generator_step,
     )
   return train_step.make_train_step(
-      stage.generator,
-      stage.discriminator,
-      weights={
-          name: config[name].weight for name in ("pixel", "perceptual", "adversarial", "tv")
-      },
-      pixel_loss=_look_up("pixel.loss", losses.PIXEL, config.pixel.loss),
-      perceptual=make_perceptual(config, inputs.vgg) if inputs.vgg else None,
-      adversarial=adversarial,
-      optimizer_g=stage.optimizer(),
-      optimizer_d=stage.optimizer() if stage.discriminator else None,
-      learning_rate=schedules.make_schedule(**config.learning_rate),
-      ema_decay=config.ema.decay,
-      ema_warmup=config.ema.warmup,
-      accumulate_steps=config.optimizer.accumulate_steps,
-      dtype=jnp.dtype(config.dtype),
-      mesh=stage.mesh,
+    stage.generator,
+    stage.discriminator,
+    weights={name: config[name].weight for name in ("pixel", "perceptual", "adversarial", "tv")},
+    pixel_loss=_look_up("pixel.loss", losses.PIXEL, config.pixel.loss),
+    perceptual=make_perceptual(config, weights) if weights else None,
+    adversarial=adversarial,
+    optimizer_g=stage.optimizer(),
+    optimizer_d=stage.optimizer() if stage.discriminator else None,
+    learning_rate=schedules.make_schedule(**config.learning_rate),
+    ema_decay=config.ema.decay,
+    ema_warmup=config.ema.warmup,
+    accumulate_steps=config.optimizer.accumulate_steps,
+    dtype=jnp.dtype(config.dtype),
+    mesh=stage.mesh,
   )
 
 
@@ -272,35 +263,33 @@ def make_perceptual(config: Config, weights: vgg.VGG) -> train_step.Perceptual:
     layers[layer] = float(weight or 1)
   image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
   jax.eval_shape(  # raises where these weights do not have a layer
-      lambda params, image: vgg.vgg_features(params, image, tuple(layers)), weights.params, image
+    lambda params, image: vgg.vgg_features(params, image, tuple(layers)), weights.params, image
   )
   scales = {
-      layer: settings.feature_scale
-      * vgg.magnitude_factor(layer, weights.convention, settings.magnitude)
-      for layer in layers
+    layer: settings.feature_scale
+    * vgg.magnitude_factor(layer, weights.convention, settings.magnitude)
+    for layer in layers
   }
   return train_step.Perceptual(
-      layers, scales, _look_up("perceptual.criterion", losses.PIXEL, settings.criterion)
+    layers, scales, _look_up("perceptual.criterion", losses.PIXEL, settings.criterion)
   )
 
 
 def build_discriminator(config: Config):
   """Builds the discriminator of a recipe."""
-  module = _look_up(
-      "discriminator.name", discriminators.DISCRIMINATORS, config.discriminator.name
-  )
+  module = _look_up("discriminator.name", discriminators.DISCRIMINATORS, config.discriminator.name)
   return module(**config.discriminator.kwargs, dtype=jnp.dtype(config.dtype))
 
 
 def open_batches(
-    config: Config, pack: packed.Pack, start_step: int, mesh: jax.sharding.Mesh
+  config: Config, pack: packed.Pack, start_step: int, mesh: jax.sharding.Mesh
 ) -> Iterator[Mapping[str, jax.Array]]:
   """Opens the input: global batches {'lr', 'hr'} from a step on, sharded over the mesh."""
   arguments = dict(
-      batch_size=config.data.batch_size,
-      lr_patch=config.data.hr_patch // config.scale,
-      seed=config.seed,
-      start_step=start_step,
+    batch_size=config.data.batch_size,
+    lr_patch=config.data.hr_patch // config.scale,
+    seed=config.seed,
+    start_step=start_step,
   )
   kind = config.data.input
   if kind in ("tf", "auto"):
@@ -314,27 +303,25 @@ def open_batches(
       kind = "device"
     else:
       host_batches = tf_input.make_tf_input(
-          pack,
-          process_index=jax.process_index(),
-          process_count=jax.process_count(),
-          **arguments,
+        pack,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        **arguments,
       )
       return (sharding.global_batch(mesh, batch) for batch in host_batches)
   if kind == "device":
     from sr_jax.data import device_input
 
-    return device_input.make_device_input(
-        pack, sharding=sharding.batch_sharded(mesh), **arguments
-    )
+    return device_input.make_device_input(pack, sharding=sharding.batch_sharded(mesh), **arguments)
   raise ValueError(f"data.input={kind!r} must be one of auto, tf, device")
 
 
 def evaluate_state(
-    stage: Stage,
-    state: train_state.TrainState,
-    test: list[evaluate.TestImage],
-    writer: logs.Writer,
-    step: int,
+  stage: Stage,
+  state: train_state.TrainState,
+  test: list[evaluate.TestImage],
+  writer: logs.Writer,
+  step: int,
 ) -> dict[str, float]:
   """Scores the averaged weights, writes the scores and a few images, and returns the means."""
   upscale = evaluate.make_upscaler(stage.generator, jax.device_get(state.ema_variables))
@@ -376,10 +363,10 @@ class Progress:
     seconds = time.monotonic() - self._since
     rate = (step - self._step) / seconds
     report = {
-        "steps_per_second": rate,
-        "images_per_second": rate * self._batch_size,
-        "data_wait_share": self._waited / seconds,
-        "eta_seconds": (self._total - step) / rate,
+      "steps_per_second": rate,
+      "images_per_second": rate * self._batch_size,
+      "data_wait_share": self._waited / seconds,
+      "eta_seconds": (self._total - step) / rate,
     }
     self.resume(step)
     return report
@@ -390,7 +377,7 @@ class Progress:
 
 
 def write_metrics(
-    writer: logs.Writer, progress: Progress, step: int, metrics: Mapping[str, jax.Array]
+  writer: logs.Writer, progress: Progress, step: int, metrics: Mapping[str, jax.Array]
 ) -> None:
   """Reads a step's metrics, writes and prints them, and stops where they are not finite."""
   scalars = {name: float(value) for name, value in sorted(jax.device_get(metrics).items())}
@@ -400,8 +387,8 @@ def write_metrics(
   if timing:
     minutes, seconds = divmod(int(timing["eta_seconds"]), 60)
     speed = (
-        f"  {timing['steps_per_second']:.2f} steps/s  ETA {minutes}:{seconds:02d}  "
-        f"data wait {timing['data_wait_share']:.0%}"
+      f"  {timing['steps_per_second']:.2f} steps/s  ETA {minutes}:{seconds:02d}  "
+      f"data wait {timing['data_wait_share']:.0%}"
     )
   shown = {k: v for k, v in scalars.items() if k.startswith(("loss", "d_"))}
   values = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
@@ -418,9 +405,9 @@ def check_finite(step: int, metrics: Mapping[str, Any]) -> None:
   lost = [name for name, value in sorted(metrics.items()) if not np.isfinite(value)]
   if lost:
     raise FloatingPointError(
-        f"{', '.join(lost)} not finite at step {step}; nothing was saved since. The same command "
-        "goes on from the last checkpoint; a lower --config.learning_rate.base, "
-        "--config.optimizer.clip_norm=1 or --config.dtype=float32 may help"
+      f"{', '.join(lost)} not finite at step {step}; nothing was saved since. The same command "
+      "goes on from the last checkpoint; a lower --config.learning_rate.base, "
+      "--config.optimizer.clip_norm=1 or --config.dtype=float32 may help"
     )
 
 

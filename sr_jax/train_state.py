@@ -52,14 +52,14 @@ class TrainState(struct.PyTreeNode):
 
 
 def create_train_state(
-    seed: int,
-    generator: nn.Module,
-    discriminator: nn.Module | None,
-    optimizer_g: optax.GradientTransformation,
-    optimizer_d: optax.GradientTransformation | None,
-    lr_shape: tuple[int, int, int, int],
-    hr_shape: tuple[int, int, int, int],
-    generator_variables: dict[str, Params] | None = None,
+  seed: int,
+  generator: nn.Module,
+  discriminator: nn.Module | None,
+  optimizer_g: optax.GradientTransformation,
+  optimizer_d: optax.GradientTransformation | None,
+  lr_shape: tuple[int, int, int, int],
+  hr_shape: tuple[int, int, int, int],
+  generator_variables: dict[str, Params] | None = None,
 ) -> TrainState:
   """Initialises both networks; jit and `jax.eval_shape` take it as it is.
 
@@ -85,17 +85,17 @@ def create_train_state(
   if discriminator is not None:
     variables_d = discriminator.init(key_d, jnp.zeros(hr_shape), train=False)
     net_d = NetState(
-        params=variables_d["params"],
-        opt_state=optimizer_d.init(variables_d["params"]),
-        batch_stats=variables_d.get("batch_stats", {}),
+      params=variables_d["params"],
+      opt_state=optimizer_d.init(variables_d["params"]),
+      batch_stats=variables_d.get("batch_stats", {}),
     )
   return TrainState(
-      step=jnp.zeros((), jnp.int32),
-      generator=NetState(
-          params=params_g,
-          opt_state=optimizer_g.init(params_g),
-          batch_stats=generator_variables.get("batch_stats", {}),
-      ),
-      discriminator=net_d,
-      ema_params=jax.tree.map(jnp.copy, params_g),
+    step=jnp.zeros((), jnp.int32),
+    generator=NetState(
+      params=params_g,
+      opt_state=optimizer_g.init(params_g),
+      batch_stats=generator_variables.get("batch_stats", {}),
+    ),
+    discriminator=net_d,
+    ema_params=jax.tree.map(jnp.copy, params_g),
   )

@@ -32,7 +32,7 @@ from sr_jax import vgg
 TrainState = train_state.TrainState
 Metrics = dict[str, jax.Array]
 TrainStep = Callable[
-    [TrainState, Mapping[str, jax.Array], vgg.Params | None], tuple[TrainState, Metrics]
+  [TrainState, Mapping[str, jax.Array], vgg.Params | None], tuple[TrainState, Metrics]
 ]
 
 
@@ -61,7 +61,7 @@ class Adversarial(NamedTuple):
 
 
 def make_optimizer(
-    *, b1: float, b2: float, eps: float = 1e-8, clip_norm: float = 0.0
+  *, b1: float, b2: float, eps: float = 1e-8, clip_norm: float = 0.0
 ) -> optax.GradientTransformation:
   """Adam without its learning rate, which the step applies by the run's own count.
 
@@ -76,21 +76,21 @@ def make_optimizer(
 
 
 def make_train_step(
-    generator: nn.Module,
-    discriminator: nn.Module | None,
-    *,
-    weights: Mapping[str, float],
-    pixel_loss: Callable[[jax.Array, jax.Array], jax.Array] = losses.l1_loss,
-    perceptual: Perceptual | None = None,
-    adversarial: Adversarial | None = None,
-    optimizer_g: optax.GradientTransformation,
-    optimizer_d: optax.GradientTransformation | None = None,
-    learning_rate: schedules.Schedule,
-    ema_decay: float = 0.999,
-    ema_warmup: bool = False,
-    accumulate_steps: int = 1,
-    dtype: jnp.dtype = jnp.float32,
-    mesh: jax.sharding.Mesh,
+  generator: nn.Module,
+  discriminator: nn.Module | None,
+  *,
+  weights: Mapping[str, float],
+  pixel_loss: Callable[[jax.Array, jax.Array], jax.Array] = losses.l1_loss,
+  perceptual: Perceptual | None = None,
+  adversarial: Adversarial | None = None,
+  optimizer_g: optax.GradientTransformation,
+  optimizer_d: optax.GradientTransformation | None = None,
+  learning_rate: schedules.Schedule,
+  ema_decay: float = 0.999,
+  ema_warmup: bool = False,
+  accumulate_steps: int = 1,
+  dtype: jnp.dtype = jnp.float32,
+  mesh: jax.sharding.Mesh,
 ) -> TrainStep:
   """Makes the jitted, donated, mesh-sharded update.
 
@@ -143,7 +143,7 @@ def make_train_step(
       terms["pixel"] = pixel_loss(sr, hr)
     if "perceptual" in weights:
       terms["perceptual"] = losses.perceptual_loss(
-          vgg_params, sr, hr, dtype=dtype, **perceptual._asdict()
+        vgg_params, sr, hr, dtype=dtype, **perceptual._asdict()
       )
     if "tv" in weights:
       terms["tv"] = losses.tv_loss(sr)
@@ -153,11 +153,11 @@ def make_train_step(
       terms["adversarial"] = adversarial.loss.generator(real, fake)
       loss_d = adversarial.discriminator_weight * adversarial.loss.discriminator(real, fake)
       logs = {
-          "loss_d": loss_d,
-          "d_real": jnp.mean(jax.nn.sigmoid(real)),
-          "d_fake": jnp.mean(jax.nn.sigmoid(fake)),
-          "logit_real": jnp.mean(real),
-          "logit_fake": jnp.mean(fake),
+        "loss_d": loss_d,
+        "d_real": jnp.mean(jax.nn.sigmoid(real)),
+        "d_fake": jnp.mean(jax.nn.sigmoid(fake)),
+        "logit_real": jnp.mean(real),
+        "logit_fake": jnp.mean(fake),
       }
     weighted = {name: weights[name] * value for name, value in terms.items()}
     loss_g = sum(weighted.values())
@@ -188,7 +188,7 @@ def make_train_step(
     # XLA's CPU backend runs weight gradients inside a loop 15 to 30 times slower.
     unroll = accumulate_steps if jax.default_backend() == "cpu" else 1
     stats, means = jax.lax.scan(
-        micro_step, (stats_g, stats_d), (split(lr), split(hr)), unroll=unroll
+      micro_step, (stats_g, stats_d), (split(lr), split(hr)), unroll=unroll
     )
     return jax.tree.map(lambda x: jnp.mean(x, axis=0), means), stats
 
@@ -208,7 +208,7 @@ def make_train_step(
     if ema_warmup:
       decay = jnp.minimum(decay, (1.0 + state.step) / (10.0 + state.step))
     new_ema = jax.tree.map(
-        lambda ema, new: decay * ema + (1 - decay) * new, state.ema_params, new_g.params
+      lambda ema, new: decay * ema + (1 - decay) * new, state.ema_params, new_g.params
     )
     new_d = d
     if d is not None:
@@ -216,21 +216,21 @@ def make_train_step(
       new_d = _update(optimizer_d, d, grads_d, rate, stats_d)
       if adversarial.warmup_steps or adversarial.steps_per_generator_step > 1:
         turn = (state.step >= adversarial.warmup_steps) & (
-            (state.step + 1) % adversarial.steps_per_generator_step == 0
+          (state.step + 1) % adversarial.steps_per_generator_step == 0
         )
         new_g, new_ema = jax.tree.map(
-            lambda new, old: jnp.where(turn, new, old), (new_g, new_ema), (g, state.ema_params)
+          lambda new, old: jnp.where(turn, new, old), (new_g, new_ema), (g, state.ema_params)
         )
     return TrainState(state.step + 1, new_g, new_d, new_ema), metrics
 
   rep, split = sharding.replicated(mesh), sharding.batch_sharded(mesh)
   return jax.jit(
-      train_step, donate_argnums=0, in_shardings=(rep, split, rep), out_shardings=(rep, rep)
+    train_step, donate_argnums=0, in_shardings=(rep, split, rep), out_shardings=(rep, rep)
   )
 
 
 def _apply(
-    module: nn.Module, params: Any, batch_stats: Any, image: jax.Array
+  module: nn.Module, params: Any, batch_stats: Any, image: jax.Array
 ) -> tuple[jax.Array, Any]:
   variables = {"params": params, "batch_stats": batch_stats}
   output, updated = module.apply(variables, image, train=True, mutable=["batch_stats"])

@@ -22,8 +22,10 @@ class UnsafeFileError(ValueError):
   """A file that is refused: it names something outside the list, or does not hold what it says."""
 
   def __init__(self, path: str | pathlib.Path, refused: str):
-    super().__init__(f"{path}: refused, {refused}. If you trust where it comes from, load it with "
-                     "the program that wrote it and save it again as .safetensors.")
+    super().__init__(
+      f"{path}: refused, {refused}. If you trust where it comes from, load it with "
+      "the program that wrote it and save it again as .safetensors."
+    )
 
 
 def read_numpy_pickle(path: str | pathlib.Path) -> dict[str, Any]:
@@ -39,10 +41,10 @@ def read_numpy_pickle(path: str | pathlib.Path) -> dict[str, Any]:
     UnsafeFileError: for anything else in the file.
   """
   allowed = {
-      # numpy 2 moved the function; files written with it are read elsewhere, as .npz.
-      ("numpy.core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,
-      ("numpy", "ndarray"): np.ndarray,
-      ("numpy", "dtype"): np.dtype,
+    # numpy 2 moved the function; files written with it are read elsewhere, as .npz.
+    ("numpy.core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
   }
   with open(path, "rb") as file:
     tree = _load(_Unpickler(file, path, allowed), path)
@@ -65,7 +67,8 @@ def read_torch_file(path: str | pathlib.Path) -> Any:
   """
   if not zipfile.is_zipfile(path):
     raise UnsafeFileError(
-        path, "it is not a zip archive (torch.save before PyTorch 1.6, or cut off)")
+      path, "it is not a zip archive (torch.save before PyTorch 1.6, or cut off)"
+    )
   with zipfile.ZipFile(path) as archive:
     entries = {entry.filename: entry for entry in archive.infolist()}
     roots = [name.removesuffix("data.pkl") for name in entries if name.endswith("/data.pkl")]
@@ -99,19 +102,29 @@ class _TorchUnpickler(_Unpickler):
   """Rebuilds tensors as numpy arrays on the bytes of the archive's entries."""
 
   _DTYPES: ClassVar = {
-      "DoubleStorage": np.float64, "FloatStorage": np.float32, "HalfStorage": np.float16,
-      "BFloat16Storage": ml_dtypes.bfloat16, "LongStorage": np.int64, "IntStorage": np.int32,
-      "ShortStorage": np.int16, "CharStorage": np.int8, "ByteStorage": np.uint8,
-      "BoolStorage": np.bool_,
+    "DoubleStorage": np.float64,
+    "FloatStorage": np.float32,
+    "HalfStorage": np.float16,
+    "BFloat16Storage": ml_dtypes.bfloat16,
+    "LongStorage": np.int64,
+    "IntStorage": np.int32,
+    "ShortStorage": np.int16,
+    "CharStorage": np.int8,
+    "ByteStorage": np.uint8,
+    "BoolStorage": np.bool_,
   }
 
   def __init__(self, file, path, archive: zipfile.ZipFile, root: str):
-    super().__init__(file, path, {
+    super().__init__(
+      file,
+      path,
+      {
         ("collections", "OrderedDict"): collections.OrderedDict,
         ("torch._utils", "_rebuild_tensor_v2"): self._rebuild_tensor,
         ("torch._utils", "_rebuild_parameter"): lambda data, requires_grad, hooks: data,
         **{("torch", name): np.dtype(dtype) for name, dtype in self._DTYPES.items()},
-    })
+      },
+    )
     self._archive = archive
     self._root = root
 
@@ -123,19 +136,25 @@ class _TorchUnpickler(_Unpickler):
     data = self._archive.read(f"{self._root}data/{key}")
     return np.frombuffer(data, dtype, len(data) // dtype.itemsize)
 
-  def _rebuild_tensor(self, storage, offset, size, stride, requires_grad=False, hooks=None,
-                      metadata=None) -> np.ndarray:
+  def _rebuild_tensor(
+    self, storage, offset, size, stride, requires_grad=False, hooks=None, metadata=None
+  ) -> np.ndarray:
     numbers = (offset, *size, *stride)
-    if not isinstance(storage, np.ndarray) or len(size) != len(stride) or not all(
-        type(number) is int and number >= 0 for number in numbers):
+    if (
+      not isinstance(storage, np.ndarray)
+      or len(size) != len(stride)
+      or not all(type(number) is int and number >= 0 for number in numbers)
+    ):
       raise UnsafeFileError(self._path, "a tensor of it is malformed")
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     elements = math.prod(size)
     # The second condition is for strides of 0, with which a few bytes could claim any size.
     if elements and (last >= storage.size or elements > storage.size):
       raise UnsafeFileError(
-          self._path, f"a tensor of shape {list(size)}, strides {list(stride)} and offset {offset} "
-          f"reaches out of its storage of {storage.size} elements")
+        self._path,
+        f"a tensor of shape {list(size)}, strides {list(stride)} and offset {offset} "
+        f"reaches out of its storage of {storage.size} elements",
+      )
     if not elements:
       return np.empty(size, storage.dtype)
     strides = [step * storage.itemsize for step in stride]
@@ -160,7 +179,8 @@ def _plain(tree: Any, path: str | pathlib.Path) -> Any:
   if isinstance(tree, (list, tuple)):
     return [_plain(value, path) for value in tree]
   numeric = isinstance(tree, np.ndarray) and (
-      tree.dtype.kind in "fiub" or tree.dtype == ml_dtypes.bfloat16)
+    tree.dtype.kind in "fiub" or tree.dtype == ml_dtypes.bfloat16
+  )
   if not numeric and not isinstance(tree, (bool, int, float, str, type(None))):
     what = f"array of {tree.dtype}" if isinstance(tree, np.ndarray) else f"object {type(tree)}"
     raise UnsafeFileError(path, f"it holds an {what}")

@@ -1,13 +1,14 @@
 """Upscales photographs with a trained model.
 
-  python -m sr_jax.upscale --model RUN --input photo.jpg --output upscaled
-  python -m sr_jax.upscale --model model.safetensors --input photos --output upscaled --tile 512
+python -m sr_jax.upscale --model RUN --input photo.jpg --output upscaled
+python -m sr_jax.upscale --model model.safetensors --input photos --output upscaled --tile 512
 """
 
+import argparse
 import pathlib
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 
-from absl import flags
 import numpy as np
 import tqdm
 
@@ -18,20 +19,13 @@ from sr_jax import model_file
 
 _OVERLAP = 32  # LR pixels around a tile that are upscaled too and thrown away
 
-_MODEL = flags.DEFINE_string("model", None, "A run's folder or a model file.")
-_INPUT = flags.DEFINE_string("input", None, "An image or a folder of images.")
-_OUTPUT = flags.DEFINE_string("output", None, "Folder for the upscaled images (PNG).")
-_TILE = flags.DEFINE_integer(
-    "tile", 0, "Upscale in tiles of so many LR pixels, for images that do not fit in memory. 0: no."
-)
-
 
 def upscale_tiled(
-    upscale: evaluate.Upscaler,
-    lr: np.ndarray,
-    scale: int,
-    tile: int,
-    progress: Callable[[], None] = lambda: None,
+  upscale: evaluate.Upscaler,
+  lr: np.ndarray,
+  scale: int,
+  tile: int,
+  progress: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
   """Upscales an image tile by tile, each with 32 LR pixels of its surroundings.
 
@@ -56,27 +50,37 @@ def upscale_tiled(
       bottom, right = min(top + tile, height), min(left + tile, width)
       piece = upscale(lr[y : bottom + _OVERLAP, x : right + _OVERLAP])
       sr[top * scale : bottom * scale, left * scale : right * scale] = piece[
-          (top - y) * scale : (bottom - y) * scale, (left - x) * scale : (right - x) * scale
+        (top - y) * scale : (bottom - y) * scale, (left - x) * scale : (right - x) * scale
       ]
       progress()
   return sr
 
 
-def main(argv: list[str]) -> None:
-  del argv
-  source = pathlib.Path(_INPUT.value)
+def main(argv: Sequence[str]) -> None:
+  parser = argparse.ArgumentParser(prog="python -m sr_jax.upscale", description=__doc__)
+  parser.add_argument("--model", required=True, help="a run or a model file")
+  parser.add_argument("--input", required=True, help="an image or a folder of images")
+  parser.add_argument("--output", required=True, help="folder for the upscaled images (PNG)")
+  parser.add_argument(
+    "--tile", type=int, default=0, help="upscale in tiles of so many LR pixels, to save memory"
+  )
+  args = parser.parse_args(argv)
+  source = pathlib.Path(args.input)
   if not source.exists():
     raise FileNotFoundError(f"--input={source} does not exist")
   folder = source if source.is_dir() else source.parent
-  if folder.resolve() == pathlib.Path(_OUTPUT.value).resolve():
-    raise ValueError(f"--output={_OUTPUT.value} is the input's folder; choose another, so that no "
-                     "photograph is overwritten")  # fmt: skip
-  if _TILE.value and _TILE.value < 16:
-    raise ValueError(f"--tile={_TILE.value} must be 16 or more (LR pixels), or 0 for no tiles")
+  output = pathlib.Path(args.output).resolve()
+  if output == folder.resolve() or (source.is_dir() and output.is_relative_to(source.resolve())):
+    raise ValueError(
+      f"--output={args.output} is in the input's folder; choose another, so that no photograph is "
+      "overwritten and no result upscaled again"
+    )
+  if args.tile and args.tile < 16:
+    raise ValueError(f"--tile={args.tile} must be 16 or more (LR pixels), or 0 for no tiles")
   paths = images.list_images(source) if source.is_dir() else [source]
   if not paths:
     raise FileNotFoundError(f"there is no image in --input={source}")
-  module, variables = model_file.load_model(_MODEL.value)
+  module, variables = model_file.load_model(args.model)
   upscale = evaluate.make_upscaler(module, variables)
 
   taken: set[pathlib.Path] = set()
@@ -89,29 +93,19 @@ def main(argv: list[str]) -> None:
       except (ValueError, OSError) as error:
         failed.append(f"{path}: {error}")
         continue
-      tile = _TILE.value or max(rgb.shape[:2])
+      tile = args.tile or max(rgb.shape[:2])
       sr = upscale_tiled(upscale, rgb, module.scale, tile)
       if alpha is not None:  # transparency has no photograph's texture; bicubic is what it needs
         alpha = evaluate.bicubic_upscaler(module.scale)(alpha)
         sr = np.concatenate([sr, alpha[:, :, None]], axis=2)
-      images.write_image(_output_path(path, taken), sr)
+      name = path.relative_to(folder).with_suffix(".png").as_posix()
+      out = images.safe_output_path(args.output, name)
+      images.write_image(images.unused_path(out, taken), sr)
   print(f"{len(paths) - len(failed)} of {len(paths)} images upscaled x{module.scale} into "
-        f"{_OUTPUT.value}")  # fmt: skip
+        f"{args.output}")  # fmt: skip
   if failed:
     raise ValueError("could not read:\n  " + "\n  ".join(failed))
 
 
-def _output_path(path: pathlib.Path, taken: set[pathlib.Path]) -> pathlib.Path:
-  """a.jpg and a.png of one folder become a.png and a_1.png instead of one overwriting the other."""
-  number = 0
-  while True:
-    name = f"{path.stem}_{number}.png" if number else f"{path.stem}.png"
-    candidate = images.safe_output_path(_OUTPUT.value, name)
-    if candidate not in taken:
-      taken.add(candidate)
-      return candidate
-    number += 1
-
-
 if __name__ == "__main__":
-  cli.run(main, required=["model", "input", "output"])
+  cli.guarded(main)(sys.argv[1:])

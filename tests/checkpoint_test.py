@@ -25,19 +25,17 @@ def make_state(step: int, discriminator: bool = True, width: int = 400) -> train
 
   g = net()
   state = train_state.TrainState(
-      step=jnp.int32(step),
-      generator=g,
-      discriminator=net() if discriminator else None,
-      ema_params=jax.tree.map(lambda x: x * 0.5, g.params),
+    step=jnp.int32(step),
+    generator=g,
+    discriminator=net() if discriminator else None,
+    ema_params=jax.tree.map(lambda x: x * 0.5, g.params),
   )
   return jax.device_put(state, sharding.replicated(sharding.create_mesh()))
 
 
 def abstract(state: train_state.TrainState, devices: int = 8) -> train_state.TrainState:
   replicated = sharding.replicated(sharding.create_mesh(jax.devices()[:devices]))
-  return jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), state
-  )
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), state)
 
 
 def write(run: pathlib.Path, steps: tuple[int, ...], keep: int = 5, **arguments) -> None:
@@ -111,8 +109,8 @@ def spoil_all(step: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "spoil",
-    [spoil_bit, spoil_state_bit, spoil_truncate, spoil_item, spoil_manifest, spoil_all],
+  "spoil",
+  [spoil_bit, spoil_state_bit, spoil_truncate, spoil_item, spoil_manifest, spoil_all],
 )
 def test_damage_is_seen_and_the_older_one_is_taken(tmp_path, spoil):
   write(tmp_path, (1, 2))

@@ -29,17 +29,17 @@ def rate(config, step: int) -> float:
 # (steps, batch, HR patch, generator, beta1, beta2) of SRGAN section 3.2; ESRGAN section 4.1 and its
 # supplement, section 4; BasicSR's options 001, 004, 051, 052.
 @pytest.mark.parametrize(
-    "recipe, variant, steps, patch, generator, betas",
-    [
-        ("srresnet", "", 1_000_000, 96, "srresnet", (0.9, 0.999)),
-        ("srgan", "", 200_000, 96, "srresnet", (0.9, 0.999)),
-        ("esrgan_psnr", "", 1_000_000, 192, "rrdbnet", (0.9, 0.999)),
-        ("esrgan", "", 400_000, 128, "rrdbnet", (0.9, 0.999)),
-        ("srresnet", "basicsr", 1_000_000, 128, "msrresnet", (0.9, 0.99)),
-        ("srgan", "basicsr", 400_000, 128, "msrresnet", (0.9, 0.99)),
-        ("esrgan_psnr", "basicsr", 1_000_000, 128, "rrdbnet", (0.9, 0.99)),
-        ("esrgan", "basicsr", 400_000, 128, "rrdbnet", (0.9, 0.99)),
-    ],
+  "recipe, variant, steps, patch, generator, betas",
+  [
+    ("srresnet", "", 1_000_000, 96, "srresnet", (0.9, 0.999)),
+    ("srgan", "", 200_000, 96, "srresnet", (0.9, 0.999)),
+    ("esrgan_psnr", "", 1_000_000, 192, "rrdbnet", (0.9, 0.999)),
+    ("esrgan", "", 400_000, 128, "rrdbnet", (0.9, 0.999)),
+    ("srresnet", "basicsr", 1_000_000, 128, "msrresnet", (0.9, 0.99)),
+    ("srgan", "basicsr", 400_000, 128, "msrresnet", (0.9, 0.99)),
+    ("esrgan_psnr", "basicsr", 1_000_000, 128, "rrdbnet", (0.9, 0.99)),
+    ("esrgan", "basicsr", 400_000, 128, "rrdbnet", (0.9, 0.99)),
+  ],
 )
 def test_numbers_of_the_recipes(recipe, variant, steps, patch, generator, betas):
   config = load(recipe, variant)
@@ -99,7 +99,7 @@ def test_learning_rate_around_each_milestone(recipe, variant, expected):
 
 def test_losses_of_the_recipes():
   terms = lambda c: tuple(  # noqa: E731
-      c[name].weight for name in ("pixel", "perceptual", "adversarial", "tv")
+    c[name].weight for name in ("pixel", "perceptual", "adversarial", "tv")
   )
   assert terms(load("srresnet")) == (4.0, 0, 0, 0)  # 4: MSE on [-1, 1]
   assert load("srresnet").pixel.loss == "mse"
@@ -115,8 +115,8 @@ def test_losses_of_the_recipes():
   assert srgan.adversarial.loss == "vanilla"
 
   for variant, adversarial, loss, weight_d in (
-      ("", 5e-3, "ragan", 1.0),
-      ("basicsr", 2.5e-3, "ragan_detached", 0.5),
+    ("", 5e-3, "ragan", 1.0),
+    ("basicsr", 2.5e-3, "ragan_detached", 0.5),
   ):
     esrgan = load("esrgan", variant)
     assert terms(esrgan) == (1e-2, 1.0, adversarial, 0)
@@ -137,7 +137,7 @@ def test_networks_of_the_recipes_are_the_papers():
     config = load(recipe)
     net = generators.GENERATORS[config.generator.name](**config.generator.kwargs)
     shapes = jax.eval_shape(
-        lambda net=net: net.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False)
+      lambda net=net: net.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False)
     )
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])) == expected
 

@@ -18,6 +18,7 @@ from sr_jax.discriminators import (
 def references():
   pytest.importorskip("torch")
   import torch_references
+
   return torch_references
 
 
@@ -38,7 +39,9 @@ def random_variables(net, size):
   return jax.tree.map(lambda x: x.astype(np.float32), draws)
 
 
-@pytest.mark.parametrize("net, size, expected", [
+@pytest.mark.parametrize(
+  "net, size, expected",
+  [
     (VGGDiscriminator(), 128, 14_499_401),
     (VGGDiscriminator(), 256, 21_055_049),
     # The convolutions of 128, and 3 x 3 and 6 x 6 where that has 4 x 4 features.
@@ -46,7 +49,8 @@ def random_variables(net, size):
     (VGGDiscriminator(), 192, 14_499_401 + 20 * 512 * 100),
     (SRGANDiscriminator(), 96, 23_565_505),
     (UNetDiscriminator(), 64, 4_376_897),
-])
+  ],
+)
 def test_parameter_counts(net, size, expected):
   logits, variables = shapes(net, size)
   assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == expected
@@ -63,9 +67,11 @@ def test_bfloat16_gives_float32_logits_and_stores_float32(name):
 def test_logits_and_gradients_equal_torch(references, name, size):
   features = 8
   net = DISCRIMINATORS[name](features=features)
-  reference = {"vgg": lambda: references.VGGDiscriminator(features, size),
-               "srgan": lambda: references.SRGANDiscriminator(features, size),
-               "unet": lambda: references.UNetDiscriminator(features)}[name]()
+  reference = {
+    "vgg": lambda: references.VGGDiscriminator(features, size),
+    "srgan": lambda: references.SRGANDiscriminator(features, size),
+    "unet": lambda: references.UNetDiscriminator(features),
+  }[name]()
   variables = random_variables(net, size)
   references.load(reference, state_dicts.discriminator_to_state_dict(variables))
 
@@ -78,8 +84,10 @@ def test_logits_and_gradients_equal_torch(references, name, size):
   def run(image, params):
     def loss(image, params):
       logits, updated = net.apply(
-          {**variables, "params": params}, image, train=True, mutable=["batch_stats"])
+        {**variables, "params": params}, image, train=True, mutable=["batch_stats"]
+      )
       return jnp.sum(logits * cotangent), (logits, updated["batch_stats"])
+
     (_, aux), gradients = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(image, params)
     return *aux, *gradients
 
@@ -102,11 +110,13 @@ def test_unet_keeps_its_power_iteration_only_in_training():
   net = UNetDiscriminator(features=4)
   variables = random_variables(net, 16)
   image = jnp.ones((1, 16, 16, 3))
-  step = jax.jit(lambda v, train: net.apply(v, image, train=train, mutable=["batch_stats"])[1],
-                 static_argnums=1)
+  step = jax.jit(
+    lambda v, train: net.apply(v, image, train=train, mutable=["batch_stats"])[1], static_argnums=1
+  )
   start = variables["batch_stats"]
-  assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(),
-                                   step(variables, False)["batch_stats"], start))
+  assert jax.tree.all(
+    jax.tree.map(lambda a, b: (a == b).all(), step(variables, False)["batch_stats"], start)
+  )
   for _ in range(100):
     variables = {**variables, **step(variables, True)}
   for i in range(1, 9):
@@ -116,14 +126,20 @@ def test_unet_keeps_its_power_iteration_only_in_training():
     np.testing.assert_allclose(sigma, norm, rtol=0.01)
 
 
-@pytest.mark.parametrize("net, shape, message", [
-    (VGGDiscriminator(4), (100, 100), "VGGDiscriminator: image of 100 x 100 must be square with "
-     "sides divisible by 32; try 96 x 96"),
+@pytest.mark.parametrize(
+  "net, shape, message",
+  [
+    (
+      VGGDiscriminator(4),
+      (100, 100),
+      "VGGDiscriminator: image of 100 x 100 must be square with sides divisible by 32; try 96 x 96",
+    ),
     (VGGDiscriminator(4), (288, 288), "divisible by 64; try 256 x 256"),
     (VGGDiscriminator(4), (64, 96), "must be square.*try 64 x 64"),
     (SRGANDiscriminator(4), (8, 8), "divisible by 16; try 16 x 16"),
     (UNetDiscriminator(4), (32, 36), "height 32 and width 36 must be multiples of 8.*try 32 x 32"),
-])
+  ],
+)
 def test_sizes_that_do_not_fit_are_refused(net, shape, message):
   with pytest.raises(ValueError, match=message):
     jax.eval_shape(lambda: net.init(jax.random.key(0), jnp.zeros((1, *shape, 3)), train=True))

@@ -16,6 +16,7 @@ from sr_jax.generators import GENERATORS, MSRResNet, ResidualNet, RRDBNet, SRRes
 def references():
   pytest.importorskip("torch")
   import torch_references
+
   return torch_references
 
 
@@ -35,20 +36,26 @@ def random_variables(net, lr, seed=0):
 
 def values_and_gradients(net, variables, image, cotangent):
   """Output, gradients by image and by parameters of sum(output * cotangent), updated statistics."""
+
   def loss(image, params):
-    out, updated = net.apply({**variables, "params": params}, image, train=True,
-                             mutable=["batch_stats"])
+    out, updated = net.apply(
+      {**variables, "params": params}, image, train=True, mutable=["batch_stats"]
+    )
     return jnp.sum(out * cotangent), (out, updated)
-  (_, (out, updated)), gradients = jax.jit(
-      jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(image, variables["params"])
+
+  (_, (out, updated)), gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(
+    image, variables["params"]
+  )
   return out, *gradients, updated
 
 
 def images(h, w, scale, seed=0):
   """An LR batch, and a cotangent of its SR."""
   rng = np.random.default_rng(seed)
-  return (rng.uniform(size=(2, h, w, 3)).astype(np.float32),
-          rng.normal(size=(2, h * scale, w * scale, 3)).astype(np.float32))
+  return (
+    rng.uniform(size=(2, h, w, 3)).astype(np.float32),
+    rng.normal(size=(2, h * scale, w * scale, 3)).astype(np.float32),
+  )
 
 
 def assert_close(actual, expected, *, tolerance=1e-4):
@@ -73,7 +80,9 @@ def parameters(net, channels=3):
   return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
-@pytest.mark.parametrize("net, expected", [
+@pytest.mark.parametrize(
+  "net, expected",
+  [
     (RRDBNet(), 16_697_987),
     (RRDBNet(blocks=16), 11_662_019),
     (RRDBNet(blocks=6), 4_467_779),
@@ -84,7 +93,8 @@ def parameters(net, channels=3):
     (SRResNet(prelu_per_channel=True), 1_550_659),
     # conv_first 1,792, 16 x 2 and 4 more convolutions of 36,928, conv_last 1,731.
     (ResidualNet(), 1_792 + 36 * 36_928 + 1_731),
-])
+  ],
+)
 def test_parameter_counts(net, expected):
   assert parameters(net) == expected
 
@@ -100,10 +110,17 @@ def test_every_scale_and_channel_count(name, scale, channels):
   assert sr.dtype == jnp.float32
 
 
-@pytest.mark.parametrize("scale, input_unshuffle, convs", [
-    (1, 1, set()), (2, 1, {"conv_up1"}), (1, 4, {"conv_up1", "conv_up2"}),
-    (2, 2, {"conv_up1", "conv_up2"}), (8, 1, {"conv_up1", "conv_up2", "conv_up3"}),
-    (3, 1, {"conv_up_x3"})])
+@pytest.mark.parametrize(
+  "scale, input_unshuffle, convs",
+  [
+    (1, 1, set()),
+    (2, 1, {"conv_up1"}),
+    (1, 4, {"conv_up1", "conv_up2"}),
+    (2, 2, {"conv_up1", "conv_up2"}),
+    (8, 1, {"conv_up1", "conv_up2", "conv_up3"}),
+    (3, 1, {"conv_up_x3"}),
+  ],
+)
 def test_rrdbnet_upsampling_layers(scale, input_unshuffle, convs):
   net = RRDBNet(features=4, blocks=1, scale=scale, input_unshuffle=input_unshuffle)
   lr = jnp.zeros((1, 4, 8, 3))
@@ -120,13 +137,15 @@ def test_rrdbnet_equals_torch(references, unshuffle):
 
 
 def test_residualnet_equals_torch(references):
-  check_against(references.ResidualNet(8, 2), references, "residualnet",
-                ResidualNet(features=8, blocks=2))
+  check_against(
+    references.ResidualNet(8, 2), references, "residualnet", ResidualNet(features=8, blocks=2)
+  )
 
 
 def test_msrresnet_equals_torch(references):
-  check_against(references.MSRResNet(8, 2), references, "msrresnet",
-                MSRResNet(features=8, blocks=2))
+  check_against(
+    references.MSRResNet(8, 2), references, "msrresnet", MSRResNet(features=8, blocks=2)
+  )
 
 
 @pytest.mark.parametrize("per_channel", [False, True])
@@ -135,8 +154,9 @@ def test_srresnet_equals_torch(references, per_channel):
   net = SRResNet(features=8, blocks=2, prelu_per_channel=per_channel)
   updated = check_against(reference, references, "srresnet", net)
   for i in range(2):
-    np.testing.assert_allclose(updated["body"]["bn2"]["mean"][i],
-                               reference.body[i].bn2.running_mean.numpy(), atol=1e-5)
+    np.testing.assert_allclose(
+      updated["body"]["bn2"]["mean"][i], reference.body[i].bn2.running_mean.numpy(), atol=1e-5
+    )
 
 
 def check_against(reference, references, name, net):
@@ -152,10 +172,13 @@ def check_against(reference, references, name, net):
   return updated.get("batch_stats")
 
 
-@pytest.mark.parametrize("name, blocks, variants", [
+@pytest.mark.parametrize(
+  "name, blocks, variants",
+  [
     ("rrdbnet", 2, [{}, {"remat": True}]),  # 0 is all blocks here, on the CPU
     ("srresnet", 3, [{"unroll": 2}, {"remat": True, "unroll": 1}]),
-])
+  ],
+)
 def test_looped_unrolled_and_rematerialised_bodies_are_the_same(name, blocks, variants):
   lr, cotangent = images(6, 6, 2)
   make = functools.partial(GENERATORS[name], features=4, blocks=blocks, scale=2)
@@ -175,8 +198,10 @@ def body_loops(net, *, train):
   """Whether the program has a loop over the blocks, in the forward and in the gradient."""
   lr = jnp.zeros((1, 4, 4, 3))
   variables = jax.eval_shape(lambda: net.init(jax.random.key(0), lr, train=False))
+
   def loss(variables):
     return jnp.sum(net.apply(variables, lr, train=train))
+
   return "while" in jax.jit(jax.grad(loss)).lower(variables).as_text()
 
 
@@ -208,8 +233,13 @@ def test_rrdbnet_initial_values():
       np.testing.assert_array_equal(conv["bias"], 0)
   first, second = params["body"]["rdb1"]["conv1"]["kernel"]
   assert abs(np.corrcoef(first.ravel(), second.ravel())[0, 1]) < 0.03
-  for name, fan_in in (("conv_first", 27), ("conv_body", 576), ("conv_up1", 576),
-                       ("conv_hr", 576), ("conv_last", 576)):
+  for name, fan_in in (
+    ("conv_first", 27),
+    ("conv_body", 576),
+    ("conv_up1", 576),
+    ("conv_hr", 576),
+    ("conv_last", 576),
+  ):
     for array in params[name].values():
       assert np.abs(array).max() <= fan_in**-0.5
     np.testing.assert_allclose(params[name]["kernel"].std(), (3 * fan_in) ** -0.5, rtol=0.05)
@@ -262,8 +292,11 @@ def test_every_convolution_can_be_intercepted_and_computes_in_the_dtype(name):
   variables = jax.eval_shape(lambda: net.init(jax.random.key(0), lr, train=False))
   with nn.intercept_methods(note):
     jax.eval_shape(lambda v: net.apply(v, lr, train=False), variables)
-  kernels = {path[-2].key for path, _ in jax.tree_util.tree_leaves_with_path(variables["params"])
-             if path[-1].key == "kernel"}
+  kernels = {
+    path[-2].key
+    for path, _ in jax.tree_util.tree_leaves_with_path(variables["params"])
+    if path[-1].key == "kernel"
+  }
   assert seen == {kernel: jnp.bfloat16 for kernel in kernels}
 
 
@@ -271,14 +304,17 @@ def test_every_convolution_can_be_intercepted_and_computes_in_the_dtype(name):
 def test_height_and_width_can_stay_unknown(name):
   net = GENERATORS[name](features=4, blocks=1)
   variables = jax.eval_shape(
-      lambda: net.init(jax.random.key(0), jnp.zeros((1, 4, 4, 3)), train=False))
+    lambda: net.init(jax.random.key(0), jnp.zeros((1, 4, 4, 3)), train=False)
+  )
   n, h, w = jax.export.symbolic_shape("n, h, w")
   lr = jax.ShapeDtypeStruct((n, h, w, 3), jnp.float32)
   exported = jax.export.export(jax.jit(lambda v, lr: net.apply(v, lr, train=False)))(variables, lr)
   assert exported.out_avals[0].shape == (n, 4 * h, 4 * w, 3)
 
 
-@pytest.mark.parametrize("make, message", [
+@pytest.mark.parametrize(
+  "make, message",
+  [
     (lambda: RRDBNet(scale=5), r"RRDBNet: scale=5 must be one of \[1, 2, 3, 4, 8\]; try scale=4"),
     (lambda: RRDBNet(scale=1, input_unshuffle=3), "input_unshuffle=3 must be 1, 2 or 4"),
     (lambda: RRDBNet(scale=4, input_unshuffle=4), "its product with scale=4 one of"),
@@ -288,7 +324,8 @@ def test_height_and_width_can_stay_unknown(name):
     (lambda: MSRResNet(dtype="bf16"), "dtype='bf16' must be a float dtype; try float32 or bf"),
     (lambda: MSRResNet(dtype="int32"), "dtype='int32' must be a float dtype"),
     (lambda: ResidualNet(unroll=-1), "unroll=-1 must be 0"),
-])
+  ],
+)
 def test_invalid_values_are_named(make, message):
   with pytest.raises(ValueError, match=message):
     make()

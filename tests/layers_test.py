@@ -37,15 +37,20 @@ class Call(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "kernel_size, stride, padding", [(3, 1, 1), (3, 2, 1), (4, 2, 1), (9, 1, 4)])
+  "kernel_size, stride, padding", [(3, 1, 1), (3, 2, 1), (4, 2, 1), (9, 1, 4)]
+)
 @pytest.mark.parametrize("size", [12, 13])
 def test_conv_pads_as_torch(torch, kernel_size, stride, padding, size):
   x = image(2, size, size, 3)
   net = Call(lambda x: layers.conv(x, 5, name="c", kernel_size=kernel_size, stride=stride))
   params = net.init(jax.random.key(0), x)["params"]["c"]
   expected = torch.nn.functional.conv2d(
-      nchw(torch, x), torch.tensor(np.transpose(params["kernel"], (3, 2, 0, 1))),
-      torch.tensor(np.asarray(params["bias"])), stride, padding)
+    nchw(torch, x),
+    torch.tensor(np.transpose(params["kernel"], (3, 2, 0, 1))),
+    torch.tensor(np.asarray(params["bias"])),
+    stride,
+    padding,
+  )
   np.testing.assert_allclose(net.apply({"params": {"c": params}}, x), nhwc(expected), atol=1e-5)
 
 

@@ -22,12 +22,10 @@ HALF_D_BY_FAKE_DETACHED = [0.036776872, 0.074083325, 0.005260966, 0.016620530]
 
 
 def test_ragan_values_are_the_printed_equations():
-  np.testing.assert_allclose(
-      losses.ragan_discriminator_loss(REAL, FAKE), 2 * HALF_D, rtol=1e-6
-  )
+  np.testing.assert_allclose(losses.ragan_discriminator_loss(REAL, FAKE), 2 * HALF_D, rtol=1e-6)
   np.testing.assert_allclose(losses.ragan_generator_loss(REAL, FAKE), 2 * HALF_G, rtol=1e-6)
   np.testing.assert_allclose(
-      losses.ragan_detached_discriminator_loss(REAL, FAKE), 2 * HALF_D, rtol=1e-6
+    losses.ragan_detached_discriminator_loss(REAL, FAKE), 2 * HALF_D, rtol=1e-6
   )
 
 
@@ -85,18 +83,18 @@ def test_other_adversarial_losses_by_numpy():
   real, fake = REAL.astype(np.float64), FAKE.astype(np.float64)
   sigmoid = lambda x: 1 / (1 + np.exp(-x))  # noqa: E731
   expected = {
-      "vanilla": (
-          -np.log(sigmoid(fake)).mean(),
-          -np.log(sigmoid(real)).mean() - np.log(1 - sigmoid(fake)).mean(),
-      ),
-      "lsgan": (
-          ((fake - 1) ** 2).mean() / 2,
-          ((real - 1) ** 2).mean() / 2 + (fake**2).mean() / 2,
-      ),
-      "hinge": (
-          -fake.mean(),
-          np.maximum(0, 1 - real).mean() + np.maximum(0, 1 + fake).mean(),
-      ),
+    "vanilla": (
+      -np.log(sigmoid(fake)).mean(),
+      -np.log(sigmoid(real)).mean() - np.log(1 - sigmoid(fake)).mean(),
+    ),
+    "lsgan": (
+      ((fake - 1) ** 2).mean() / 2,
+      ((real - 1) ** 2).mean() / 2 + (fake**2).mean() / 2,
+    ),
+    "hinge": (
+      -fake.mean(),
+      np.maximum(0, 1 - real).mean() + np.maximum(0, 1 + fake).mean(),
+    ),
   }
   for name, (generator, discriminator) in expected.items():
     pair = losses.ADVERSARIAL[name]
@@ -114,8 +112,8 @@ def test_against_pytorch():
   loss_d = bce(t_real - t_fake.mean(), one) + bce(t_fake - t_real.mean(), zero)
   loss_g = bce(t_real - t_fake.mean(), zero) + bce(t_fake - t_real.mean(), one)
   for ours, theirs in (
-      (losses.ragan_discriminator_loss, loss_d),
-      (losses.ragan_generator_loss, loss_g),
+    (losses.ragan_discriminator_loss, loss_d),
+    (losses.ragan_generator_loss, loss_g),
   ):
     value, gradients = jax.value_and_grad(ours, argnums=(0, 1))(real, fake)
     np.testing.assert_allclose(value, theirs.item(), rtol=1e-6)
@@ -125,10 +123,10 @@ def test_against_pytorch():
   sr, hr = rng.random((2, 2, 8, 9, 3)).astype(np.float32)
   t_sr, t_hr = torch.tensor(sr), torch.tensor(hr)
   np.testing.assert_allclose(
-      losses.l1_loss(sr, hr), torch.nn.functional.l1_loss(t_sr, t_hr).item(), rtol=1e-6
+    losses.l1_loss(sr, hr), torch.nn.functional.l1_loss(t_sr, t_hr).item(), rtol=1e-6
   )
   np.testing.assert_allclose(
-      losses.mse_loss(sr, hr), torch.nn.functional.mse_loss(t_sr, t_hr).item(), rtol=1e-6
+    losses.mse_loss(sr, hr), torch.nn.functional.mse_loss(t_sr, t_hr).item(), rtol=1e-6
   )
 
 
@@ -136,9 +134,9 @@ def test_pixel_losses_by_numpy():
   rng = np.random.default_rng(2)
   sr, hr = rng.random((2, 2, 5, 6, 3))
   np.testing.assert_allclose(
-      losses.charbonnier_loss(jnp.array(sr), jnp.array(hr), eps=0.1),
-      np.sqrt((sr - hr) ** 2 + 0.01).mean(),
-      rtol=1e-6,
+    losses.charbonnier_loss(jnp.array(sr), jnp.array(hr), eps=0.1),
+    np.sqrt((sr - hr) ** 2 + 0.01).mean(),
+    rtol=1e-6,
   )
   total = 0.0
   for n in range(2):
@@ -166,8 +164,8 @@ def test_perceptual_loss_weighs_and_scales_each_layer():
   of_sr = jax.tree.map(np.float64, vgg.vgg_features(params, sr, names))
   of_hr = jax.tree.map(np.float64, vgg.vgg_features(params, hr, names))
   for criterion, numpy_criterion in (
-      (losses.l1_loss, np.abs),
-      (losses.mse_loss, np.square),
+    (losses.l1_loss, np.abs),
+    (losses.mse_loss, np.square),
   ):
     expected = 0.5 * numpy_criterion(3 * (of_sr["conv2_2"] - of_hr["conv2_2"])).mean()
     expected += 2.0 * numpy_criterion(0.1 * (of_sr["relu3_1"] - of_hr["relu3_1"])).mean()
@@ -185,7 +183,7 @@ def test_perceptual_loss_has_no_gradient_into_hr():
   images = jnp.asarray(np.random.default_rng(4).random((2, 1, 16, 16, 3)), jnp.float32)
   arguments = {"layers": {"conv1_2": 1.0}, "scales": {"conv1_2": 1.0}}
   by_sr, by_hr = jax.grad(
-      lambda sr, hr: losses.perceptual_loss(params, sr, hr, **arguments), argnums=(0, 1)
+    lambda sr, hr: losses.perceptual_loss(params, sr, hr, **arguments), argnums=(0, 1)
   )(*images)
   assert np.abs(by_sr).max() > 0
   np.testing.assert_array_equal(by_hr, 0)

@@ -32,7 +32,7 @@ def test_multi_step_is_pytorchs_stepped_before_every_iteration_but_the_first():
       optimizer.step()
       scheduler.step()
     np.testing.assert_allclose(
-        rate(ours, iteration - 1), optimizer.param_groups[0]["lr"], rtol=1e-6
+      rate(ours, iteration - 1), optimizer.param_groups[0]["lr"], rtol=1e-6
     )
 
 

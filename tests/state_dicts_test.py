@@ -20,7 +20,8 @@ def random_variables(net, image):
   rng = np.random.default_rng(0)
   shapes = jax.eval_shape(lambda: net.init(jax.random.key(0), image, train=False))
   return jax.tree.map(
-      lambda leaf: rng.normal(scale=0.2, size=leaf.shape).astype(np.float32), shapes)
+    lambda leaf: rng.normal(scale=0.2, size=leaf.shape).astype(np.float32), shapes
+  )
 
 
 def generator_state(name, **kwargs):
@@ -47,13 +48,16 @@ def test_generators_come_back_as_they_went(name, scale, out_channels):
   GENERATORS[name](**kwargs)
 
 
-@pytest.mark.parametrize("name, kwargs", [
+@pytest.mark.parametrize(
+  "name, kwargs",
+  [
     ("rrdbnet", {"growth": 5, "scale": 2, "input_unshuffle": 2}),
     ("rrdbnet", {"growth": 4, "scale": 1, "input_unshuffle": 4}),
     ("rrdbnet", {"growth": 4, "scale": 4, "input_unshuffle": 2}),
     ("srresnet", {"prelu_per_channel": True}),
     ("srresnet", {"blocks": 11}),  # body.10 sorts before body.2
-])
+  ],
+)
 def test_arguments_are_inferred(name, kwargs):
   variables, state = generator_state(name, **kwargs)
   _, actual_kwargs, actual = state_dicts.from_state_dict(dict(sorted(state.items())))
@@ -67,30 +71,44 @@ def test_names_and_layouts_are_basicsrs():
   assert state["body.1.rdb2.conv3.weight"].shape == (4, 16, 3, 3)
   assert state["body.1.rdb2.conv3.weight"][3, 5, 0, 2] == kernel[1, 0, 2, 5, 3]
   assert [key for key in state if not key.startswith("body") and key.endswith("weight")] == [
-      f"{name}.weight" for name in (
-          "conv_body", "conv_first", "conv_hr", "conv_last", "conv_up1", "conv_up2")]
+    f"{name}.weight"
+    for name in ("conv_body", "conv_first", "conv_hr", "conv_last", "conv_up1", "conv_up2")
+  ]
   _, state = generator_state("msrresnet")
   assert {"body.1.conv2.bias", "upconv2.weight", "conv_hr.bias"} <= set(state)
   _, state = generator_state("srresnet")
   assert {"body.0.bn1.running_var", "body.1.prelu.weight", "bn_body.weight"} <= set(state)
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda s: s.update({"body.0.rdb1.conv6.weight": s["conv_hr.weight"]}),
-     "looks like rrdbnet, which has no 'body.0.rdb1.conv6.weight'"),
+@pytest.mark.parametrize(
+  "change, message",
+  [
+    (
+      lambda s: s.update({"body.0.rdb1.conv6.weight": s["conv_hr.weight"]}),
+      "looks like rrdbnet, which has no 'body.0.rdb1.conv6.weight'",
+    ),
     (lambda s: s.pop("conv_hr.bias"), "looks like rrdbnet, but lacks 'conv_hr.bias'"),
     (lambda s: s.pop("conv_first.weight"), "lacks 'conv_first.weight'"),
-    (lambda s: s.update({"body.1.rdb2.conv2.weight": np.zeros((4, 9, 3, 3))}),
-     r"'body.1.rdb2.conv2.weight' has shape \[4, 9, 3, 3\], expected \[4, 12, 3, 3\]"),
+    (
+      lambda s: s.update({"body.1.rdb2.conv2.weight": np.zeros((4, 9, 3, 3))}),
+      r"'body.1.rdb2.conv2.weight' has shape \[4, 9, 3, 3\], expected \[4, 12, 3, 3\]",
+    ),
     (lambda s: s.update({"conv_last.weight": np.zeros(3)}), r"'conv_last.weight' has shape \[3\]"),
-    (lambda s: s.update({"body.3.rdb1.conv1.bias": s["body.0.rdb1.conv1.bias"]}),
-     "has no 'body.3.rdb1.conv1.bias'"),
-    (lambda s: [s.pop(key) for key in list(s) if key.startswith("body")],
-     "none of srresnet, .*its first key is 'conv_body.bias'"),
-    (lambda s: s.clear() or s.update({"model.0.weight": np.zeros(3)}),
-     "none of srresnet, .*its first key is 'model.0.weight'"),
+    (
+      lambda s: s.update({"body.3.rdb1.conv1.bias": s["body.0.rdb1.conv1.bias"]}),
+      "has no 'body.3.rdb1.conv1.bias'",
+    ),
+    (
+      lambda s: [s.pop(key) for key in list(s) if key.startswith("body")],
+      "none of srresnet, .*its first key is 'conv_body.bias'",
+    ),
+    (
+      lambda s: s.clear() or s.update({"model.0.weight": np.zeros(3)}),
+      "none of srresnet, .*its first key is 'model.0.weight'",
+    ),
     (lambda s: s.clear(), "its first key is None"),
-])
+  ],
+)
 def test_what_does_not_fit_is_named(change, message):
   _, state = generator_state("rrdbnet", growth=4)
   change(state)
@@ -113,8 +131,9 @@ def test_half_precision_and_batch_counters_are_read():
     np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("name, size", [("vgg", 32), ("vgg", 96), ("vgg", 256), ("srgan", 48),
-                                        ("unet", 16)])
+@pytest.mark.parametrize(
+  "name, size", [("vgg", 32), ("vgg", 96), ("vgg", 256), ("srgan", 48), ("unet", 16)]
+)
 def test_discriminators_come_back_as_they_went(name, size):
   net = DISCRIMINATORS[name](features=4)
   variables = random_variables(net, jnp.zeros((1, size, size, 3)))
@@ -147,7 +166,8 @@ def test_a_discriminator_that_does_not_fit_is_named():
   state = state_dicts.discriminator_to_state_dict(random_variables(net, jnp.zeros((1, 64, 64, 3))))
   with pytest.raises(ValueError, match="looks like vgg, but lacks 'bn2_0.bias'"):
     state_dicts.discriminator_from_state_dict(
-        {key: array for key, array in state.items() if key != "bn2_0.bias"})
+      {key: array for key, array in state.items() if key != "bn2_0.bias"}
+    )
   with pytest.raises(ValueError, match="lacks 'conv0_1.weight'; its first key is 'body'"):
     state_dicts.discriminator_from_state_dict({"body": np.zeros(1)})
 
@@ -197,6 +217,7 @@ def spandrel_esrgan(monkeypatch):
 @pytest.mark.parametrize("kwargs", [{}, {"scale": 2, "input_unshuffle": 2}])
 def test_spandrel_reads_our_rrdbnet_and_computes_the_same(spandrel_esrgan, kwargs):
   import torch
+
   # spandrel has a growth of 32 whatever the file says.
   net = GENERATORS["rrdbnet"](features=16, blocks=2, growth=32, **kwargs)
   lr = np.random.default_rng(1).uniform(size=(1, 12, 14, 3)).astype(np.float32)

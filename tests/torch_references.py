@@ -170,7 +170,8 @@ class SRGANDiscriminator(_Classifier):
     self.names, channels = [], features
     plan = [(1, 2), (2, 1), (2, 2), (4, 1), (4, 2), (8, 1), (8, 2)]
     for (width, stride), name in zip(
-        plan, ("0_1", "1_0", "1_1", "2_0", "2_1", "3_0", "3_1"), strict=True):
+      plan, ("0_1", "1_0", "1_1", "2_0", "2_1", "3_0", "3_1"), strict=True
+    ):
       setattr(self, f"conv{name}", conv3(channels, features * width, stride=stride))
       setattr(self, f"bn{name}", nn.BatchNorm2d(features * width))
       self.names.append(name)

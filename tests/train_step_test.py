@@ -1,4 +1,4 @@
-"""The update rule: against the released code's sequence in PyTorch, over devices, and its options."""
+"""The update rule: against the released code in PyTorch, over devices, and its options."""
 
 import functools
 
@@ -22,10 +22,10 @@ LR_SHAPE, HR_SHAPE = (8, 16, 16, 3), (8, 64, 64, 3)
 GENERATOR = generators.RRDBNet(features=8, blocks=1, growth=4)
 DISCRIMINATOR = discriminators.VGGDiscriminator(features=4)
 OPTIMIZER = train_step.make_optimizer(b1=0.9, b2=0.99)
-# Rounding differs with the number of devices, Adam makes a step of full length of a gradient that is
-# only rounding, and the discriminator's BatchNorm doubles the difference from step to step: at 1e-4
-# the discriminator's losses on 1 and 8 devices are 1e-5 to 1e-3 apart after 20 steps, at 1e-5 within
-# 5e-6. A mean over a shard instead of the batch would be 1e-2 apart at the first step.
+# Rounding differs with the number of devices, Adam makes a step of full length of a gradient that
+# is only rounding, and the discriminator's BatchNorm doubles the difference from step to step: at
+# 1e-4 the discriminator's losses on 1 and 8 devices are 1e-5 to 1e-3 apart after 20 steps, at 1e-5
+# within 5e-6. A mean over a shard instead of the batch would be 1e-2 apart at the first step.
 RATE = 1e-5
 VGG = vgg.init_vgg(jax.random.key(9), depth=19, width=1 / 16)
 PERCEPTUAL = train_step.Perceptual({"conv3_2": 1.0}, {"conv3_2": 0.5}, losses.l1_loss)
@@ -56,17 +56,17 @@ def default_step(gan: bool, devices: int = 1):
 
 def make_step(*, gan: bool = True, devices: int = 1, **arguments):
   defaults = {
-      "weights": GAN_WEIGHTS if gan else {"pixel": 1.0},
-      "optimizer_g": OPTIMIZER,
-      "optimizer_d": OPTIMIZER,
-      "learning_rate": schedules.constant(base=RATE),
-      "mesh": make_mesh(devices),
+    "weights": GAN_WEIGHTS if gan else {"pixel": 1.0},
+    "optimizer_g": OPTIMIZER,
+    "optimizer_d": OPTIMIZER,
+    "learning_rate": schedules.constant(base=RATE),
+    "mesh": make_mesh(devices),
   }
   if gan:
     defaults["perceptual"] = PERCEPTUAL
     defaults["adversarial"] = train_step.Adversarial(losses.ADVERSARIAL["ragan"])
   return train_step.make_train_step(
-      GENERATOR, DISCRIMINATOR if gan else None, **{**defaults, **arguments}
+    GENERATOR, DISCRIMINATOR if gan else None, **{**defaults, **arguments}
   )
 
 
@@ -98,17 +98,15 @@ def first_gradients(state):
   """Adam's first moment after one step is (1 - b1) times the gradient."""
   nets = {"g": state.generator, "d": state.discriminator}
   return {
-      name: jax.tree.map(lambda m: np.asarray(m) / 0.1, net.opt_state.mu)
-      for name, net in nets.items()
-      if net is not None
+    name: jax.tree.map(lambda m: np.asarray(m) / 0.1, net.opt_state.mu)
+    for name, net in nets.items()
+    if net is not None
   }
 
 
 def assert_close(a, b, rtol: float, zero: tuple[str, ...] = ()) -> None:
   """Leaf by leaf, relative to the largest value of the leaf."""
-  for (path, x), y in zip(
-      jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True
-  ):
+  for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True):
     name = jax.tree_util.keystr(path, simple=True, separator="/")
     x, y = np.asarray(x), np.asarray(y)
     largest = 1.0 if name.endswith(zero or ("\0",)) else np.abs(y).max()
@@ -161,7 +159,7 @@ def test_weighted_terms_add_up():
   total = 0.0
   for name, weight in {**GAN_WEIGHTS, "tv": 0.1}.items():
     np.testing.assert_allclose(
-        metrics[f"weighted/{name}"], weight * metrics[f"loss/{name}"], rtol=1e-6
+      metrics[f"weighted/{name}"], weight * metrics[f"loss/{name}"], rtol=1e-6
     )
     total += weight * metrics[f"loss/{name}"]
   np.testing.assert_allclose(metrics["loss_g"], total, rtol=1e-6)
@@ -199,7 +197,7 @@ def test_ema():
 
 def test_adam_with_a_schedule_is_optax_adam():
   step = make_step(
-      gan=False, learning_rate=schedules.multi_step(base=RATE, milestones=(2,), gamma=0.1)
+    gan=False, learning_rate=schedules.multi_step(base=RATE, milestones=(2,), gamma=0.1)
   )
   batches = [make_batch(seed) for seed in range(4)]
   state, _ = run(step, initial_state(False), batches, vgg_params=None)
@@ -220,7 +218,7 @@ def test_adam_with_a_schedule_is_optax_adam():
 
 def test_discriminator_warmup_and_ratio():
   adversarial = train_step.Adversarial(
-      losses.ADVERSARIAL["ragan"], warmup_steps=2, steps_per_generator_step=2
+    losses.ADVERSARIAL["ragan"], warmup_steps=2, steps_per_generator_step=2
   )
   step = make_step(adversarial=adversarial)
   state, moved = jax.device_get(initial_state(True)), []
@@ -228,7 +226,7 @@ def test_discriminator_warmup_and_ratio():
     new, _ = run(step, state, [make_batch(seed)])
     new = jax.device_get(new)
     change = lambda a, b: any(  # noqa: E731
-        (x != y).any() for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+      (x != y).any() for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     )
     assert change(new.discriminator.params, state.discriminator.params)
     assert change(new.generator, state.generator) == change(new.ema_params, state.ema_params)
@@ -306,7 +304,7 @@ def test_the_released_codes_sequence_of_five_forwards():
 
   batch = make_batch()
   adversarial = train_step.Adversarial(
-      losses.ADVERSARIAL["ragan_detached"], discriminator_weight=0.5
+    losses.ADVERSARIAL["ragan_detached"], discriminator_weight=0.5
   )
   weights = {"pixel": 1e-2, "adversarial": 2.5e-3}
   step = make_step(weights=weights, perceptual=None, adversarial=adversarial)
@@ -316,9 +314,7 @@ def test_the_released_codes_sequence_of_five_forwards():
   g = references.RRDBNet(8, 1, 4)
   d = references.VGGDiscriminator(4, 64)
   references.load(g, state_dicts.to_state_dict("rrdbnet", start.generator.variables))
-  references.load(
-      d, state_dicts.discriminator_to_state_dict(start.discriminator.variables)
-  )
+  references.load(d, state_dicts.discriminator_to_state_dict(start.discriminator.variables))
   g.train(), d.train()
   bce = torch.nn.functional.binary_cross_entropy_with_logits
   nchw = lambda x: torch.tensor(x.transpose(0, 3, 1, 2).copy())  # noqa: E731
@@ -344,9 +340,7 @@ def test_the_released_codes_sequence_of_five_forwards():
 
   np.testing.assert_allclose(metrics["loss/pixel"], loss_pixel.item(), rtol=1e-5)
   np.testing.assert_allclose(metrics["loss/adversarial"], 2 * loss_gan.item(), rtol=1e-5)
-  np.testing.assert_allclose(
-      metrics["loss_d"], loss_real.item() + loss_fake.item(), rtol=1e-5
-  )
+  np.testing.assert_allclose(metrics["loss_d"], loss_real.item() + loss_fake.item(), rtol=1e-5)
   gradients = first_gradients(ours)
   # Largest difference of any gradient to the leaf's largest value, measured: see the module's
   # docstring. Only the running statistics differ: averaged over 2 forwards there, 5 here.

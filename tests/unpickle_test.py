@@ -38,12 +38,26 @@ def torch_zip(path, data, storage, *, compression=zipfile.ZIP_STORED, byteorder=
 
 def tensor_pickle(offset, size, stride, storage="FloatStorage", rebuild="_rebuild_tensor_v2"):
   """The data.pkl of one tensor, opcode by opcode as torch.save writes it."""
+
   def push(value):
     return pickle.dumps(value, protocol=2)[2:-1]  # without the header and the final stop
-  storage = b"".join([b"(", push("storage"), f"ctorch\n{storage}\n".encode(), push("0"),
-                      push("cpu"), push(6), b"tQ"])
-  return b"".join([b"\x80\x02", f"ctorch._utils\n{rebuild}\n(".encode(), storage, push(offset),
-                   push(size), push(stride), b"\x89", b"ccollections\nOrderedDict\n)R", b"tR."])
+
+  storage = b"".join(
+    [b"(", push("storage"), f"ctorch\n{storage}\n".encode(), push("0"), push("cpu"), push(6), b"tQ"]
+  )
+  return b"".join(
+    [
+      b"\x80\x02",
+      f"ctorch._utils\n{rebuild}\n(".encode(),
+      storage,
+      push(offset),
+      push(size),
+      push(stride),
+      b"\x89",
+      b"ccollections\nOrderedDict\n)R",
+      b"tR.",
+    ]
+  )
 
 
 SIX = np.arange(6, dtype=np.float32)
@@ -69,15 +83,20 @@ def test_a_pickle_that_calls_the_shell_is_refused_and_has_not_run(tmp_path, kind
   else:
     torch_zip(path, data, SIX)
     read = unpickle.read_torch_file
-  with pytest.raises(UnsafeFileError, match=r"weights: refused, it asks for posix\.system.*"
-                     r"save it again as \.safetensors"):
+  with pytest.raises(
+    UnsafeFileError,
+    match=r"weights: refused, it asks for posix\.system.*"
+    r"save it again as \.safetensors",
+  ):
     read(path)
   assert not trace.exists()
   pickle.loads(data)  # the trap does work
   assert trace.exists()
 
 
-@pytest.mark.parametrize("data, message", [
+@pytest.mark.parametrize(
+  "data, message",
+  [
     (b"", "cannot be read"),
     (numpy1_pickle({"a": SIX})[:-20], "cannot be read"),
     (numpy1_pickle([SIX]), "holds a list, not a dict"),
@@ -86,7 +105,8 @@ def test_a_pickle_that_calls_the_shell_is_refused_and_has_not_run(tmp_path, kind
     (b"\x80\x02}(X\x01\x00\x00\x00acnumpy\nndarray\nu.", "holds an object <class 'type'>"),
     (b"\x80\x02cbuiltins\neval\n.", "asks for builtins.eval"),
     (b"\x80\x02X\x01\x00\x00\x00aQ.", "cannot be read"),  # a persistent id
-])
+  ],
+)
 def test_other_numpy_pickles_are_refused(tmp_path, data, message):
   path = tmp_path / "weights.ckpt"
   path.write_bytes(data)
@@ -98,11 +118,17 @@ def test_reads_what_torch_saves(tmp_path):
   torch = pytest.importorskip("torch")
   net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
   tensors = {
-      "bf16": torch.randn(3, 4).bfloat16(), "f16": torch.randn(3).half(),
-      "f64": torch.randn(2, 2).double(), "i64": torch.arange(5), "u8": torch.arange(5).byte(),
-      "bool": torch.tensor([True, False]), "scalar": torch.tensor(3.0),
-      "transposed": torch.randn(3, 4).T, "slice": torch.arange(10.0)[2::3],
-      "empty": torch.zeros(0, 3), "parameter": torch.nn.Parameter(torch.randn(2)),
+    "bf16": torch.randn(3, 4).bfloat16(),
+    "f16": torch.randn(3).half(),
+    "f64": torch.randn(2, 2).double(),
+    "i64": torch.arange(5),
+    "u8": torch.arange(5).byte(),
+    "bool": torch.tensor([True, False]),
+    "scalar": torch.tensor(3.0),
+    "transposed": torch.randn(3, 4).T,
+    "slice": torch.arange(10.0)[2::3],
+    "empty": torch.zeros(0, 3),
+    "parameter": torch.nn.Parameter(torch.randn(2)),
   }
   path = tmp_path / "net.pth"
   torch.save({"params": net.state_dict(), "tensors": [tensors], "iter": 7, "note": None}, path)
@@ -125,12 +151,14 @@ def test_reads_what_torch_saves(tmp_path):
 def test_reads_strided_tensors_without_torch(tmp_path):
   path = torch_zip(tmp_path / "a.pth", tensor_pickle(1, (2, 2), (1, 3)), SIX)
   np.testing.assert_array_equal(unpickle.read_torch_file(path), [[1, 4], [2, 5]])
-  bits = np.array([0x3f80, 0xc040, 0, 0, 0, 0], np.uint16)  # 1 and -3 in bfloat16
+  bits = np.array([0x3F80, 0xC040, 0, 0, 0, 0], np.uint16)  # 1 and -3 in bfloat16
   path = torch_zip(tmp_path / "b.pth", tensor_pickle(0, (2,), (1,), "BFloat16Storage"), bits)
   np.testing.assert_array_equal(unpickle.read_torch_file(path).astype(np.float32), [1, -3])
 
 
-@pytest.mark.parametrize("data, message", [
+@pytest.mark.parametrize(
+  "data, message",
+  [
     (tensor_pickle(0, (7,), (1,)), r"\[7\], .* reaches out of its storage of 6 elements"),
     (tensor_pickle(5, (2,), (1,)), "offset 5 reaches out"),
     (tensor_pickle(0, (2, 2), (5, 1)), "reaches out"),
@@ -143,9 +171,12 @@ def test_reads_strided_tensors_without_torch(tmp_path):
     (tensor_pickle(0, (2,), (1,), "ComplexFloatStorage"), r"asks for torch\.ComplexFloatStorage"),
     (tensor_pickle(0, (2,), (1,), rebuild="_rebuild_sparse_tensor"), "asks for torch._utils._reb"),
     (tensor_pickle(0, (2,), (1,)).replace(b"storage", b"martian"), "unknown object"),
-    (tensor_pickle(0, (2,), (1,)).replace(b"\x01\x00\x00\x000", b"\x01\x00\x00\x001"),
-     "cannot be read"),  # the storage is not in the archive
-])
+    (
+      tensor_pickle(0, (2,), (1,)).replace(b"\x01\x00\x00\x000", b"\x01\x00\x00\x001"),
+      "cannot be read",
+    ),  # the storage is not in the archive
+  ],
+)
 def test_other_torch_files_are_refused(tmp_path, data, message):
   path = torch_zip(tmp_path / "net.pth", data, SIX)
   with pytest.raises(UnsafeFileError, match=message):

@@ -24,6 +24,7 @@ def state_of_zeros(depth):
   """torchvision's state dict, zero but for a bias that says which layer it is; and those layers."""
   torch = pytest.importorskip("torch")
   import torch_references
+
   convs = {16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}[depth]
   layers = torch_references.vgg((64, 128, 256, 512, 512), convs)
   state, index = {}, {}
@@ -39,6 +40,7 @@ def state_of_zeros(depth):
 def test_features_and_gradient_equal_torch(small):
   torch = pytest.importorskip("torch")
   import torch_references
+
   reference = torch_references.vgg((4, 8, 16, 32, 32), (2, 2, 4, 4, 4))
   convs = [layer for layer in reference if isinstance(layer, torch.nn.Conv2d)]
   rng = np.random.default_rng(0)
@@ -51,8 +53,9 @@ def test_features_and_gradient_equal_torch(small):
 
   image = images(2, 40, 52, 3)  # odd sizes further down
   x = torch.tensor(image).permute(0, 3, 1, 2).requires_grad_()
-  mean, std = (torch.tensor(v).reshape(1, 3, 1, 1)
-               for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+  mean, std = (
+    torch.tensor(v).reshape(1, 3, 1, 1) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+  )
   y, expected = (x - mean) / std, {}
   # Indices of torchvision's VGG19, as published: 8 is relu2_2, 34 is conv5_4.
   for i, layer in enumerate(reference):
@@ -67,6 +70,7 @@ def test_features_and_gradient_equal_torch(small):
     def loss(image):
       features = vgg.vgg_features(params, image, tuple(expected))
       return sum(jnp.sum(feature**2) for feature in features.values()), features
+
     return jax.grad(loss, has_aux=True)(image)
 
   gradient, features = run(image)
@@ -82,6 +86,7 @@ def test_computes_only_as_deep_as_needed(small):
   def convolutions(layers):
     program = jax.make_jaxpr(lambda x: vgg.vgg_features(small, x, layers))(images(1, 32, 32, 3))
     return str(program).count("conv_general_dilated[")
+
   assert convolutions(["conv1_1"]) == 1
   assert convolutions(["relu2_2", "conv1_2"]) == 4
   assert convolutions(["conv5_4", "relu5_4"]) == 16
@@ -119,9 +124,11 @@ def test_loads_torchvision_state_dicts(tmp_path, depth, suffix):
   path = tmp_path / f"weights.{suffix}"
   if suffix == "pth":
     import torch
+
     torch.save({key: torch.tensor(array) for key, array in state.items()}, path)
   else:
     from safetensors.numpy import save_file
+
     save_file(state, path)
   loaded = vgg.load_vgg(str(path))
   assert (loaded.name, loaded.convention) == (f"vgg{depth}", "torchvision")
@@ -158,7 +165,8 @@ def test_loads_keras_arrays_quantised_and_bgr(tmp_path):
   image = np.stack([red, grey]).reshape(2, 1, 1, 3)
   out = vgg.vgg_features(loaded.params, image, ["conv1_1"])["conv1_1"][:, 0, 0, 0]
   np.testing.assert_allclose(
-      out, [100 * (255 - 123.68) - 10 * 116.779 - 103.939, 0], rtol=1e-5, atol=1e-3)
+    out, [100 * (255 - 123.68) - 10 * 116.779 - 103.939, 0], rtol=1e-5, atol=1e-3
+  )
 
 
 def test_files_that_are_no_vgg_are_refused(tmp_path):
@@ -190,8 +198,10 @@ def test_missing_weights_list_the_choices(tmp_path, monkeypatch):
 
 def test_without_a_network_hf_fails_at_once(monkeypatch, tmp_path):
   huggingface_hub = pytest.importorskip("huggingface_hub")
+
   def refuse(*_, **__):
     raise ConnectionError("no network")
+
   monkeypatch.setattr(huggingface_hub, "get_session", lambda: type("S", (), {"head": refuse})())
   monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: None)
   start = time.monotonic()
@@ -203,10 +213,14 @@ def test_without_a_network_hf_fails_at_once(monkeypatch, tmp_path):
 def test_hf_takes_the_cached_file(monkeypatch, tmp_path):
   huggingface_hub = pytest.importorskip("huggingface_hub")
   from safetensors.numpy import save_file
+
   state, _ = state_of_zeros(16)
   save_file(state, tmp_path / "model.safetensors")
-  monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache",
-                      lambda repo, name: str(tmp_path / name) if repo == "a/b" else None)
+  monkeypatch.setattr(
+    huggingface_hub,
+    "try_to_load_from_cache",
+    lambda repo, name: str(tmp_path / name) if repo == "a/b" else None,
+  )
   loaded = vgg.load_vgg("hf:a/b")
   assert (loaded.name, loaded.source) == ("vgg16", "hf:a/b")
 

