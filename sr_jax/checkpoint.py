@@ -91,13 +91,13 @@ def save(
 
 
 def restore(
-  run: str | pathlib.Path, manager: ocp.CheckpointManager, abstract: train_state.TrainState
+  run: str | pathlib.Path, abstract: train_state.TrainState
 ) -> tuple[train_state.TrainState, dict[str, Any]] | None:
   """Restores the newest checkpoint that verifies, and sets damaged newer ones aside.
 
   Args:
-    run: folder of the run; what is damaged moves to RUN/damaged.
-    manager: of `open_manager`.
+    run: folder of the run; what is damaged moves to RUN/damaged, so that its step can be saved
+      again.
     abstract: a state of `jax.ShapeDtypeStruct` with shardings: whatever wrote the checkpoint, it
       arrives like this.
 
@@ -107,17 +107,19 @@ def restore(
   Raises:
     ValueError: a sound checkpoint belongs to another network; names the first difference.
   """
+  if not _folder(run).is_dir():
+    return None
   items = _items(abstract)
-  for step in sorted(manager.all_steps(), reverse=True):
-    try:
-      restored, manifest = _restore_step(manager, step, items)
-    except DamagedCheckpoint as error:
-      aside = _set_aside(run, step)
-      logging.error("checkpoint of step %d is damaged (%s); moved to %s", step, error, aside)
-      manager.reload()
-      continue
-    state = restored["state"].replace(ema_params=restored["model"]["params"])
-    return state, manifest["extra"]
+  with _open_reader(run) as manager:
+    for step in sorted(manager.all_steps(), reverse=True):
+      try:
+        restored, manifest = _restore_step(manager, step, items)
+      except DamagedCheckpoint as error:
+        aside = _set_aside(run, step)
+        logging.error("checkpoint of step %d is damaged (%s); moved to %s", step, error, aside)
+        continue
+      state = restored["state"].replace(ema_params=restored["model"]["params"])
+      return state, manifest["extra"]
   return None
 
 
@@ -146,9 +148,7 @@ def restore_model(
   target = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), abstract_variables
   )
-  with ocp.CheckpointManager(
-    _folder(run), options=ocp.CheckpointManagerOptions(create=False)
-  ) as manager:
+  with _open_reader(run) as manager:
     steps = sorted(manager.all_steps(), reverse=True)
     for candidate in steps if step is None else [step]:
       try:
@@ -182,6 +182,10 @@ def save_model(
 
 def _folder(run: str | pathlib.Path) -> pathlib.Path:
   return pathlib.Path(run).absolute() / "checkpoints"
+
+
+def _open_reader(run: str | pathlib.Path) -> ocp.CheckpointManager:
+  return ocp.CheckpointManager(_folder(run), options=ocp.CheckpointManagerOptions(create=False))
 
 
 def _items(state: train_state.TrainState) -> dict[str, Tree]:

@@ -47,7 +47,7 @@ def interpolate_models(
     ValueError: as `interpolate`, or the networks differ in what shapes do not show.
   """
   ours, theirs = _network(psnr), _network(gan)
-  for field in ours.keys() | theirs.keys():
+  for field in {**ours, **theirs}:
     if ours.get(field) != theirs.get(field):
       raise ValueError(
         f"the PSNR model and the GAN model must be the same network: {field} is "

@@ -69,7 +69,7 @@ def cut_back(run: pathlib.Path, step: int) -> None:
     try:
       if json.loads(line)["step"] <= step:
         kept.append(line)
-    except (json.JSONDecodeError, KeyError):
+    except (json.JSONDecodeError, KeyError, TypeError):
       continue
   temporary = path.with_suffix(".tmp")
   temporary.write_text("".join(line + "\n" for line in kept))

@@ -85,15 +85,12 @@ class Stage:
       dtype=config.dtype,
     )
     self.discriminator = build_discriminator(config) if config.adversarial.weight else None
-    self.manager = checkpoint.open_manager(
-      run, keep=config.checkpoint.keep, best_metric=config.checkpoint.best_metric
-    )
     replicated = sharding.replicated(self.mesh)
     abstract = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
       jax.eval_shape(self.create_state),
     )
-    self.restored = checkpoint.restore(run, self.manager, abstract)
+    self.restored = checkpoint.restore(run, abstract)
 
   @property
   def finished(self) -> bool:
@@ -167,6 +164,9 @@ def train_stage(stage: Stage, prepared: Prepared, init_from: str = "") -> None:
   extra = {**extra, "data": prepared.train.digest}
   start = int(state.step)
   logs.cut_back(run, start)
+  manager = checkpoint.open_manager(
+    run, keep=config.checkpoint.keep, best_metric=config.checkpoint.best_metric
+  )
   writer = logs.Writer(run, tensorboard=config.log.tensorboard)
 
   vgg_params = jax.device_put(prepared.vgg.params, replicated) if prepared.vgg else None
@@ -204,11 +204,11 @@ def train_stage(stage: Stage, prepared: Prepared, init_from: str = "") -> None:
       check_finite(step, jax.device_get(metrics))
       scores = evaluate_state(stage, state, prepared.test, writer, step) if evaluating else None
       if saving:
-        checkpoint.save(stage.manager, state, extra=extra, metrics=scores)
+        checkpoint.save(manager, state, extra=extra, metrics=scores)
         last_save = time.monotonic()
       progress.resume(step)
   finally:
-    stage.manager.close()  # waits for what is being written
+    manager.close()  # waits for what is being written
     writer.close()
 
 

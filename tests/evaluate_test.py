@@ -45,9 +45,11 @@ def contrasting_model(name: str = "rrdbnet", **kwargs) -> model_file.Model:
   model = make_model(name, **kwargs)
   last = model.variables["params"]["conv_last"]
   sr = apply(model, photo(16, 16, kwargs.get("out_channels", 3)))
-  last["kernel"] = last["kernel"] * np.float32(0.2 / sr.std())
-  sr = apply(model, photo(16, 16, kwargs.get("out_channels", 3)))
-  last["bias"] = last["bias"] + np.float32(0.5 - sr.mean())
+  factor = np.float32(0.2 / sr.std())
+  last["kernel"] = last["kernel"] * factor
+  last["bias"] = (last["bias"] - sr.mean()) * factor
+  if name != "msrresnet":  # which adds the LR image, grey on average
+    last["bias"] = last["bias"] + np.float32(0.5)
   return model
 
 

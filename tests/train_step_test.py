@@ -342,14 +342,28 @@ def test_the_released_codes_sequence_of_five_forwards():
   np.testing.assert_allclose(metrics["loss/adversarial"], 2 * loss_gan.item(), rtol=1e-5)
   np.testing.assert_allclose(metrics["loss_d"], loss_real.item() + loss_fake.item(), rtol=1e-5)
   gradients = first_gradients(ours)
-  # Largest difference of any gradient to the leaf's largest value, measured: see the module's
-  # docstring. Only the running statistics differ: averaged over 2 forwards there, 5 here.
-  for module, state in (
-      (g, state_dicts.to_state_dict("rrdbnet", {"params": gradients["g"]})),
-      (d, state_dicts.discriminator_to_state_dict({
-          "params": gradients["d"], "batch_stats": start.discriminator.batch_stats})),
-  ):  # fmt: skip
+  differences = {}
+  for net, module, state in (
+    ("generator", g, state_dicts.to_state_dict("rrdbnet", {"params": gradients["g"]})),
+    (
+      "discriminator",
+      d,
+      state_dicts.discriminator_to_state_dict(
+        {"params": gradients["d"], "batch_stats": ours.discriminator.batch_stats}
+      ),
+    ),
+  ):
     for name, p in module.named_parameters():
       theirs = p.grad.numpy()
       largest = 1.0 if name == "linear2.bias" else np.abs(theirs).max()
-      assert np.abs(state[name] - theirs).max() <= 1e-4 * largest, name
+      differences[f"{net}.{name}"] = np.abs(state[name] - theirs).max() / largest
+    for name, buffer in module.named_buffers():
+      if name.endswith("running_mean"):  # averaged over two forwards here, over five there
+        differences[f"statistics.{name}"] = (
+          np.abs(state[name] - buffer.numpy()).max() / np.abs(buffer.numpy()).max()
+        )
+  for kind in ("generator", "discriminator", "statistics"):
+    worst = max((v, k) for k, v in differences.items() if k.startswith(kind))
+    print(f"five forwards or two, largest relative difference: {worst[1]} {worst[0]:.1e}")
+    if kind != "statistics":
+      assert worst[0] <= 1e-4, worst
