@@ -65,7 +65,7 @@ class Panels:
       top = i * row_height + _GAP
       for j, (label, image, caption) in enumerate(cells):
         left = _GAP + j * (cell + _GAP)
-        crop = Image.fromarray(image[window]).convert("RGB")
+        crop = Image.fromarray(image[window])
         size = (crop.width * _ZOOM, crop.height * _ZOOM)  # less than a cell for a small image
         canvas.paste(crop.resize(size, Image.Resampling.NEAREST), (left, top))
         draw.text((left, top + cell + 2), label, fill="black", font=font)
