@@ -24,11 +24,16 @@ lint: $(VENV)/.installed-dev
 clean-demo:
 	rm -rf $(RUN)
 
-$(VENV)/bin/python:
+# A stamp and not bin/python: where the system lacks pip for venvs, that one is there all the same.
+$(VENV)/.created:
+	@$(PYTHON) -c "import sys; sys.version_info >= (3, 11) or \
+	  sys.exit(f'Python {sys.version.split()[0]} must be 3.11 or newer; try make PYTHON=python3.12')"
 	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip --version
+	touch $@
 
 # Where nvidia-smi answers, jax comes with its CUDA plugin; the same commands then use the GPU.
-$(VENV)/.installed: requirements.txt | $(VENV)/bin/python
+$(VENV)/.installed: requirements.txt | $(VENV)/.created
 	$(VENV)/bin/python -m pip install --quiet -r requirements.txt $(CUDA)
 	touch $@
 

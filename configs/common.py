@@ -6,6 +6,40 @@ A text field that is not used is '', a number 0: `None` could not be overridden 
 from ml_collections import config_dict
 
 
+# Every field of the networks, with its default, so that the command line can set it.
+_BODY = {"out_channels": 3, "unroll": 0, "remat": False}
+GENERATOR_KWARGS = {
+  "rrdbnet": {
+    "features": 64,
+    "blocks": 23,
+    "growth": 32,
+    "residual_scale": 0.2,
+    "input_unshuffle": 1,
+    **_BODY,
+  },
+  "residualnet": {
+    "features": 64,
+    "blocks": 16,
+    "residual_scale": 1.0,
+    **_BODY,
+  },
+  "srresnet": {
+    "features": 64,
+    "blocks": 16,
+    "prelu_per_channel": False,
+    "final_activation": "none",
+    **_BODY,
+  },
+  "msrresnet": {"features": 64, "blocks": 16, **_BODY},
+}
+
+
+def generator(name: str, **kwargs) -> config_dict.ConfigDict:
+  """Returns `config.generator`: a network of generators.GENERATORS and all of its fields."""
+  fields = {**GENERATOR_KWARGS[name], **kwargs}
+  return config_dict.ConfigDict({"name": name, "kwargs": fields})
+
+
 def get_config() -> config_dict.ConfigDict:
   """Returns the skeleton; on its own it trains nothing."""
   config = config_dict.ConfigDict()
@@ -26,13 +60,11 @@ def get_config() -> config_dict.ConfigDict:
   config.data.input = "auto"  # 'tf' (tf.data) | 'device' (no TensorFlow) | 'auto': tf if installed
   config.data.cache_dir = ""  # of decoded images; '' is $SR_JAX_CACHE, else ~/.cache/sr_jax
 
-  config.generator = config_dict.ConfigDict()
-  config.generator.name = "rrdbnet"  # of generators.GENERATORS
-  config.generator.kwargs = config_dict.ConfigDict()
+  config.generator = generator("rrdbnet")
 
   config.discriminator = config_dict.ConfigDict()
   config.discriminator.name = "vgg"  # of discriminators.DISCRIMINATORS
-  config.discriminator.kwargs = config_dict.ConfigDict()
+  config.discriminator.kwargs = config_dict.ConfigDict({"features": 64})
   config.discriminator.warmup_steps = 0  # first steps that update D alone
   config.discriminator.steps_per_generator_step = 1  # D:G ratio
 
@@ -78,7 +110,7 @@ def get_config() -> config_dict.ConfigDict:
   config.log.tensorboard = True
   config.eval = config_dict.ConfigDict()
   config.eval.source = "tfds:div2k/bicubic_x4:validation"  # '' for none
-  config.eval.every_steps = 5000
+  config.eval.every_steps = 5000  # and after the last; 0 for that alone
   config.eval.max_images = 0  # 0 for all
   config.checkpoint = config_dict.ConfigDict()
   config.checkpoint.every_steps = 5000

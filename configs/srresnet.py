@@ -27,8 +27,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
   config.total_steps = 1_000_000
   config.data.batch_size = 16
   config.data.hr_patch = 96
-  config.generator.name = "srresnet"
-  config.generator.kwargs = config_dict.ConfigDict({"features": 64, "blocks": 16})
+  config.generator = common.generator("srresnet")
   config.pixel.weight = 4.0  # MSE is counted on [-1, 1] in the paper, on [0, 1] here
   config.pixel.loss = "mse"
   config.learning_rate.schedule = "constant"
@@ -37,7 +36,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
   config.optimizer.b2 = 0.999
 
   if variant == "basicsr":
-    config.generator.name = "msrresnet"
+    config.generator = common.generator("msrresnet")
     config.data.hr_patch = 128
     config.pixel.weight = 1.0
     config.pixel.loss = "l1"
@@ -49,7 +48,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
   elif variant == "demo":
     common.make_demo(config)
     config.total_steps = 500
-    config.generator.kwargs = config_dict.ConfigDict({"features": 32, "blocks": 4})
+    config.generator = common.generator("srresnet", features=32, blocks=4)
     config.learning_rate.schedule = "cosine_restarts"
     config.learning_rate.base = 1e-3
     config.learning_rate.periods = (500,)

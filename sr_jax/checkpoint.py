@@ -44,11 +44,16 @@ def open_manager(
     best_metric: key of the metrics given to `save`; the checkpoint where it is largest is kept
       too. '' for none.
   """
+  best_fn = None
   policies = [ocp.checkpoint_managers.LatestN(keep)]
   if best_metric:
+
+    def best_fn(metrics):
+      return metrics[best_metric]
+
     policies.append(
       ocp.checkpoint_managers.BestN(
-        get_metric_fn=lambda metrics: metrics[best_metric],
+        get_metric_fn=best_fn,
         n=1,
         keep_checkpoints_without_metrics=False,
       )
@@ -56,6 +61,7 @@ def open_manager(
   return ocp.CheckpointManager(
     _folder(run),
     options=ocp.CheckpointManagerOptions(
+      best_fn=best_fn,  # without it the metrics are not written, and forgotten when a run resumes
       preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(policies),
       cleanup_tmp_directories=True,
     ),
@@ -95,6 +101,8 @@ def restore(
 ) -> tuple[train_state.TrainState, dict[str, Any]] | None:
   """Restores the newest checkpoint that verifies, and sets damaged newer ones aside.
 
+  Nothing is moved unless an older one verifies: where none does, the fault may be the machine's.
+
   Args:
     run: folder of the run; what is damaged moves to RUN/damaged, so that its step can be saved
       again.
@@ -105,21 +113,30 @@ def restore(
     The state and the `extra` of `save`, or None where there is no checkpoint.
 
   Raises:
-    ValueError: a sound checkpoint belongs to another network; names the first difference.
+    ValueError: a sound checkpoint belongs to another network; names the first difference. Or there
+      are checkpoints and none verifies.
   """
   if not _folder(run).is_dir():
     return None
-  items = _items(abstract)
+  items, damaged = _items(abstract), {}
   with _open_reader(run) as manager:
     for step in sorted(manager.all_steps(), reverse=True):
       try:
         restored, manifest = _restore_step(manager, step, items)
       except DamagedCheckpoint as error:
-        aside = _set_aside(run, step)
-        logging.error("checkpoint of step %d is damaged (%s); moved to %s", step, error, aside)
+        damaged[step] = error
         continue
+      for bad_step, error in damaged.items():
+        aside = _set_aside(run, bad_step)
+        logging.error("checkpoint of step %d is damaged (%s); moved to %s", bad_step, error, aside)
       state = restored["state"].replace(ema_params=restored["model"]["params"])
       return state, manifest["extra"]
+  if damaged:
+    reasons = "".join(f"\n  step {step}: {error}" for step, error in damaged.items())
+    raise ValueError(
+      f"none of the checkpoints in {_folder(run)} can be restored:{reasons}\n"
+      "nothing was changed; try again, or move that folder away to start from step 0"
+    )
   return None
 
 

@@ -11,9 +11,9 @@ from absl import logging
 def guarded(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]], None]:
   """Wraps a program's `main`: what a user can mend ends in one line and exit status 1.
 
-  Such errors are ValueError, OSError (no such file, no permission, a full disk) and ImportError;
-  with SR_JAX_TRACEBACK=1 in the environment they show where they came from. Anything else is a bug
-  and keeps its traceback.
+  Such errors are ValueError, OSError (no such file, no permission, a full disk), ImportError, and
+  FloatingPointError (a loss that is not finite); with SR_JAX_TRACEBACK=1 in the environment they
+  show where they came from. Anything else is a bug and keeps its traceback.
   """
 
   @functools.wraps(main)
@@ -21,7 +21,7 @@ def guarded(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]], 
     logging.set_verbosity(logging.WARNING)  # Orbax tells forty lines a checkpoint at INFO
     try:
       main(argv)
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
       if os.environ.get("SR_JAX_TRACEBACK"):
         raise
       sys.exit(f"error: {error}")

@@ -29,6 +29,7 @@ from sr_jax import images
 from sr_jax import metrics
 from sr_jax import model_file
 from sr_jax import resize
+from sr_jax.data import packed
 from sr_jax.data import sources
 
 # uint8 LR [h, w, c] in, uint8 SR [h*s, w*s, c] out; c may be missing (grey).
@@ -43,6 +44,9 @@ PROTOCOL = {
   "psnr": "10 log10(255^2 / MSE), float64, mean over images",
   "ssim": "11x11 Gaussian, sigma 1.5, valid area, per channel, mean over images",
 }
+
+
+SCORES = ("psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb")
 
 
 class TestImage(NamedTuple):
@@ -165,6 +169,19 @@ def evaluate_images(
     for key in keys
   }
   return {**means, "images": per_image}
+
+
+def smallest_side(scale: int) -> int:
+  """The smallest side, in HR pixels, that can be scored: SSIM's window within the cut border."""
+  return -(-(11 + 2 * scale) // scale) * scale
+
+
+def packed_image(pack: packed.Pack, i: int) -> TestImage:
+  """Image i of a pack as the evaluation wants it: a grey file has two axes."""
+  hr, lr = packed.hr_image(pack, i), packed.lr_image(pack, i)
+  if pack.grey[i]:
+    hr, lr = hr[:, :, 0], lr[:, :, 0]
+  return TestImage(pack.names[i], hr, lr)
 
 
 def open_test_set(spec: str, scale: int) -> tuple[str, int, Iterator[TestImage]]:
@@ -302,7 +319,7 @@ def main(argv: Sequence[str]) -> None:
 
 def format_table(table: Mapping[str, Mapping[str, Scores]]) -> str:
   """Formats {model: {set: scores}} as text, a row a model and set."""
-  columns = ("psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb")
+  columns = SCORES
   width = max(len(label) for label in ["model", *table])
   set_width = max(len(set_name) for sets in table.values() for set_name in ["set", *sets])
   lines = [f"{'model':{width}}  {'set':{set_width}}" + "".join(f"{c:>10}" for c in columns)]

@@ -18,7 +18,7 @@ Tree = Any
 
 
 def interpolate(psnr: Tree, gan: Tree, alpha: float) -> Tree:
-  """Interpolates two parameter trees: (1 - alpha) psnr + alpha gan (ESRGAN, eq. 5).
+  """Interpolates two parameter trees: (1 - alpha) psnr + alpha gan (ESRGAN, section 3.4).
 
   Exact at both ends: alpha 0 and 1 return the values of one tree bit for bit.
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from absl import app
 from absl import flags
+from absl import logging
 from ml_collections import config_dict
 from ml_collections import config_flags
 
@@ -19,16 +20,24 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe: configs/NAME.
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; runs/<config>[-variant] if ''.")
 
 # Overrides of these reach a recipe's first stage too.
-_SHARED = ("data.", "generator.", "seed", "scale", "dtype")
+_SHARED = ("data.", "generator.", "seed", "scale", "dtype", "eval.source", "eval.max_images")
 
 
 def share_overrides(config: config_dict.ConfigDict, overrides: dict) -> None:
   """Hands overrides of the command line on to the first stage.
 
+  Own photographs in the place of a recipe's data set also take the place of its held-out half: no
+  images are scored unless some are named.
+
   Args:
-    config: the recipe; `config.psnr` is changed where there is one.
+    config: the recipe, changed.
     overrides: {dotted field: value} of the command line. One of `psnr.*` stands over a shared one.
   """
+  given, held_out = overrides.get("data.source", ""), str(config.eval.source)
+  if given and not given.startswith("tfds:") and held_out.startswith("tfds:"):
+    if "eval.source" not in overrides:
+      logging.warning("no --config.eval.source given beside data.source: no scores in training")
+      config.eval.source = overrides["eval.source"] = ""
   if "psnr" not in config:
     return
   for field in overrides:
@@ -50,7 +59,7 @@ def main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     raise ValueError(f"unexpected argument {argv[1]!r}; flags are --name=value")
   config = _CONFIG.value
-  share_overrides(config, config_flags.get_override_values(flags.FLAGS["config"]))
+  share_overrides(config, dict(config_flags.get_override_values(flags.FLAGS["config"])))
   config.lock()
   filename = config_flags.get_config_filename(flags.FLAGS["config"])
   train.train_and_evaluate(config, _WORKDIR.value or default_workdir(filename))

@@ -60,14 +60,22 @@ def build_generator(name: str, kwargs: Mapping[str, Any], *, dtype: str = "float
   for field in kwargs:
     if field not in fields:
       raise ValueError(f"generator {name!r} has no field {field!r}; it has {', '.join(fields)}")
-  return module(**kwargs, dtype=jnp.dtype(dtype))
+  return module(**kwargs, dtype=check_dtype(dtype))
+
+
+def check_dtype(dtype: str) -> jnp.dtype:
+  """Turns a recipe's `dtype` into one that convolutions compute in."""
+  if dtype not in ("float32", "bfloat16"):
+    raise ValueError(f"dtype={dtype!r} must be float32 or bfloat16")
+  return jnp.dtype(dtype)
 
 
 def load_model(path: str | pathlib.Path, *, dtype: str = "float32") -> tuple[nn.Module, Variables]:
   """Loads a generator.
 
   Args:
-    path: a run's folder, or a .safetensors, .npz or .pth file.
+    path: a run's folder (its newest sound checkpoint), RUN/checkpoints/STEP, or a .safetensors,
+      .npz or .pth file.
     dtype: of the convolutions.
 
   Returns:
@@ -86,6 +94,8 @@ def read_model(path: str | pathlib.Path) -> Model:
   """Reads a generator and what is known of it; arguments and errors as `load_model`."""
   path = pathlib.Path(path)
   if path.is_dir():
+    if path.parent.name == "checkpoints" and path.name.isdigit():
+      return _read_run(path.parent.parent, step=int(path.name))
     return _read_run(path)
   if not path.exists():
     raise FileNotFoundError(f"{path} does not exist; give a run's folder or a model file")
@@ -167,7 +177,7 @@ def check_same_shapes(trees: Mapping[str, Any]) -> None:
       )
 
 
-def _read_run(run: pathlib.Path) -> Model:
+def _read_run(run: pathlib.Path, step: int | None = None) -> Model:
   config_path = run / "config.json"
   if not config_path.exists():
     raise FileNotFoundError(f"{run} has no config.json; is it the folder of a run?")
@@ -184,7 +194,7 @@ def _read_run(run: pathlib.Path) -> Model:
     jax.random.key(0),
   )
   abstract = {"params": abstract["params"], "batch_stats": abstract.get("batch_stats", {})}
-  variables, step, extra = checkpoint.restore_model(run, abstract)
+  variables, step, extra = checkpoint.restore_model(run, abstract, step=step)
   variables = jax.tree.map(np.asarray, variables)
   info = {**extra.get("info", {}), "step": step, "digest": digest(variables)}
   return Model(name, kwargs, variables, {"ancestry": [], **info})

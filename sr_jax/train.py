@@ -5,9 +5,10 @@ call resumes in whichever stage it was and does nothing where both are finished.
 """
 
 import json
+import os
 import pathlib
 import time
-from typing import Any, NamedTuple
+from typing import Any
 from collections.abc import Iterator, Mapping
 
 from absl import logging
@@ -33,15 +34,6 @@ from sr_jax.data import sources
 Config = config_dict.ConfigDict
 
 
-class Prepared(NamedTuple):
-  """What a stage needs, checked and opened before anything is compiled."""
-
-  train: packed.Pack
-  test: list[evaluate.TestImage]
-  vgg: vgg.VGG | None
-  step: train_step.TrainStep  # not compiled yet
-
-
 def train_and_evaluate(config: Config, workdir: str | pathlib.Path) -> None:
   """Trains a recipe, or resumes it.
 
@@ -50,8 +42,7 @@ def train_and_evaluate(config: Config, workdir: str | pathlib.Path) -> None:
     workdir: folder of the run.
 
   Raises:
-    ValueError: a setting does not fit; says which and how to mend it.
-    FileNotFoundError: data or weights are not there.
+    ValueError: settings do not fit, or data or weights are not there; says how to mend each.
     FloatingPointError: a loss is not finite.
   """
   run = pathlib.Path(workdir)
@@ -59,16 +50,36 @@ def train_and_evaluate(config: Config, workdir: str | pathlib.Path) -> None:
   if main.finished:
     _say(f"{run} is finished: {config.total_steps} steps. Nothing to do.")
     return
-  two_stages = "psnr" in config and not config.init_from
-  first = Stage(config.psnr, run / "psnr") if two_stages and main.restored is None else None
-  prepared = main.prepare()  # before the first stage, so that what is missing is missed now
-  if first and not first.finished:
-    train_stage(first, first.prepare())
-  train_stage(main, prepared, init_from=str(run / "psnr") if first else config.init_from)
+  stages = [main]
+  if "psnr" in config and not config.init_from and main.restored is None:
+    first = Stage(config.psnr, run / "psnr")
+    model_file.check_same_shapes(
+      {
+        "config.generator": main.abstract.ema_variables,
+        "config.psnr.generator": first.abstract.ema_variables,
+      }
+    )
+    stages = [first, main]
+  stages = [stage for stage in stages if not stage.finished]
+  # Whatever is missing in either stage is missed now, before minutes of decoding or days of training.
+  problems = dict.fromkeys(problem for stage in stages for problem in stage.open())
+  if problems:
+    raise ValueError("\n".join(problems))
+  for stage in stages:
+    stage.pack()
+  for stage in stages:
+    if stage is main and main.restored is None and not config.init_from and "psnr" in config:
+      main.model = main.load_model(str(run / "psnr"))
+    train_stage(stage)
 
 
 class Stage:
-  """One stage before it starts: its networks, and its state where there is a checkpoint."""
+  """One stage before it trains: its networks, its inputs, its checkpoint where there is one.
+
+  Attributes:
+    abstract: shapes of its state.
+    restored: the state and the record that it goes on from, or None.
+  """
 
   def __init__(self, config: Config, run: pathlib.Path):
     self.config, self.run = config, run
@@ -79,18 +90,21 @@ class Stage:
         f"hr_patch={config.data.hr_patch} must be a multiple of scale={config.scale}; try "
         f"--config.data.hr_patch={-(-config.data.hr_patch // config.scale) * config.scale}"
       )
+    best = config.checkpoint.best_metric
+    if best and best not in evaluate.SCORES:
+      raise ValueError(
+        f"checkpoint.best_metric={best!r} must be one of {', '.join(evaluate.SCORES)}, or ''"
+      )
     self.generator = model_file.build_generator(
-      config.generator.name,
-      {"scale": config.scale, **config.generator.kwargs},
-      dtype=config.dtype,
+      config.generator.name, {"scale": config.scale, **config.generator.kwargs}, dtype=config.dtype
     )
     self.discriminator = build_discriminator(config) if config.adversarial.weight else None
+    self.abstract = jax.eval_shape(self.create_state)
     replicated = sharding.replicated(self.mesh)
-    abstract = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
-      jax.eval_shape(self.create_state),
+    target = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), self.abstract
     )
-    self.restored = checkpoint.restore(run, abstract)
+    self.restored = checkpoint.restore(run, target)
 
   @property
   def finished(self) -> bool:
@@ -117,38 +131,57 @@ class Stage:
     settings = self.config.optimizer
     return train_step.make_optimizer(b1=settings.b1, b2=settings.b2, clip_norm=settings.clip_norm)
 
-  def prepare(self) -> Prepared:
-    """Opens data and weights, and turns the recipe's words into functions.
-
-    Raises:
-      ValueError, FileNotFoundError, ImportError: with what supplies them.
-    """
-    config = self.config
-    weights = vgg.load_vgg(config.perceptual.weights) if config.perceptual.weight else None
-    step = make_step(self, weights)
-    train = packed.build_pack(
-      sources.open_source(config.data.source, config.data.lr_source, scale=config.scale),
-      config.scale,
-      config.data.cache_dir,
-      min_hr=config.data.hr_patch,
+  def load_model(self, path: str) -> model_file.Model:
+    """Reads the model to start from, and checks that it is this network."""
+    model = model_file.read_model(path)
+    model_file.check_same_shapes(
+      {"config.generator": self.abstract.ema_variables, path: model.variables}
     )
-    test = []
-    if config.eval.source:
-      pack = packed.build_pack(
-        sources.open_source(config.eval.source, scale=config.scale),
-        config.scale,
-        config.data.cache_dir,
-        min_hr=4 * config.scale,
-      )
+    return model
+
+  def open(self) -> list[str]:
+    """Finds data and weights, and turns the recipe's words into functions.
+
+    Returns:
+      What is missing or wrong, each with what supplies it; [] where the stage can train.
+    """
+    problems = []
+    for find in (self._find_images, self._find_weights):
+      try:
+        find()
+      except (ValueError, OSError, ImportError) as error:
+        problems.append(str(error))
+    return problems
+
+  def _find_images(self) -> None:
+    data, evaluation, scale = self.config.data, self.config.eval, self.config.scale
+    self.source = sources.open_source(data.source, data.lr_source, scale=scale, keep_grey=True)
+    self.test_source = None
+    if evaluation.source:
+      self.test_source = sources.open_source(evaluation.source, scale=scale, keep_grey=True)
+
+  def _find_weights(self) -> None:
+    config = self.config
+    self.vgg = vgg.load_vgg(config.perceptual.weights) if config.perceptual.weight else None
+    self.step = make_step(self, self.vgg)  # not compiled yet
+    self.model = None
+    if config.init_from and self.restored is None:
+      self.model = self.load_model(config.init_from)
+
+  def pack(self) -> None:
+    """Decodes what is not in the cache yet."""
+    config, scale = self.config, self.config.scale
+    cache = config.data.cache_dir
+    self.train_pack = packed.build_pack(self.source, scale, cache, min_hr=config.data.hr_patch)
+    self.test_images = []
+    if self.test_source:
+      smallest = evaluate.smallest_side(scale)
+      pack = packed.build_pack(self.test_source, scale, cache, min_hr=smallest)
       count = min(config.eval.max_images or len(pack.names), len(pack.names))
-      test = [
-        evaluate.TestImage(pack.names[i], packed.hr_image(pack, i), packed.lr_image(pack, i))
-        for i in range(count)
-      ]
-    return Prepared(train, test, weights, step)
+      self.test_images = [evaluate.packed_image(pack, i) for i in range(count)]
 
 
-def train_stage(stage: Stage, prepared: Prepared, init_from: str = "") -> None:
+def train_stage(stage: Stage) -> None:
   """Trains one stage to its last step, from its checkpoint where there is one."""
   config, run, mesh = stage.config, stage.run, stage.mesh
   run.mkdir(parents=True, exist_ok=True)
@@ -157,11 +190,11 @@ def train_stage(stage: Stage, prepared: Prepared, init_from: str = "") -> None:
   if stage.restored:
     state, extra = stage.restored
     _say(f"{run}: resuming at step {int(state.step)}")
-    if extra["data"] != prepared.train.digest:
+    if extra["data"] != stage.train_pack.digest:
       logging.warning("the training images are not those that %s was trained on so far", run)
   else:
-    state, extra = start_state(stage, init_from)
-  extra = {**extra, "data": prepared.train.digest}
+    state, extra = start_state(stage)
+  extra = {**extra, "data": stage.train_pack.digest}
   start = int(state.step)
   logs.cut_back(run, start)
   manager = checkpoint.open_manager(
@@ -169,17 +202,17 @@ def train_stage(stage: Stage, prepared: Prepared, init_from: str = "") -> None:
   )
   writer = logs.Writer(run, tensorboard=config.log.tensorboard)
 
-  vgg_params = jax.device_put(prepared.vgg.params, replicated) if prepared.vgg else None
-  batches = open_batches(config, prepared.train, start, mesh)
+  vgg_params = jax.device_put(stage.vgg.params, replicated) if stage.vgg else None
+  batches = open_batches(config, stage.train_pack, start, mesh)
   progress = Progress(start, config.total_steps, config.data.batch_size)
   begin = last_save = time.monotonic()
   pending = None  # metrics of the step before: read when the next is on its way
   _say(f"{run}: {config.total_steps - start} steps on {mesh.size} {jax.devices()[0].device_kind}, "
-       f"{len(prepared.train.names)} images; compiling ...")  # fmt: skip
+       f"{len(stage.train_pack.names)} images; compiling ...")  # fmt: skip
   try:
     for step in range(start + 1, config.total_steps + 1):
       batch = progress.wait_for(batches)
-      state, metrics = prepared.step(state, batch, vgg_params)
+      state, metrics = stage.step(state, batch, vgg_params)
       if step == start + 1:
         jax.block_until_ready(metrics)
         _say(f"  compiled in {time.monotonic() - begin:.0f} s")
@@ -187,12 +220,12 @@ def train_stage(stage: Stage, prepared: Prepared, init_from: str = "") -> None:
       if pending:
         write_metrics(writer, progress, *pending)
       last = step == config.total_steps
-      pending = (step, metrics) if step % config.log.every_steps == 0 or last else None
+      pending = (step, metrics) if _due(step, config.log.every_steps) or last else None
 
-      evaluating = bool(prepared.test) and (step % config.eval.every_steps == 0 or last)
+      evaluating = bool(stage.test_images) and (_due(step, config.eval.every_steps) or last)
       minutes = (time.monotonic() - last_save) / 60
       saving = (
-        step % config.checkpoint.every_steps == 0
+        _due(step, config.checkpoint.every_steps)
         or last
         or bool(config.checkpoint.every_minutes and minutes >= config.checkpoint.every_minutes)
       )
@@ -202,7 +235,7 @@ def train_stage(stage: Stage, prepared: Prepared, init_from: str = "") -> None:
         write_metrics(writer, progress, *pending)
         pending = None
       check_finite(step, jax.device_get(metrics))
-      scores = evaluate_state(stage, state, prepared.test, writer, step) if evaluating else None
+      scores = evaluate_state(stage, state, writer, step) if evaluating else None
       if saving:
         checkpoint.save(manager, state, extra=extra, metrics=scores)
         last_save = time.monotonic()
@@ -212,22 +245,26 @@ def train_stage(stage: Stage, prepared: Prepared, init_from: str = "") -> None:
     writer.close()
 
 
-def start_state(stage: Stage, init_from: str) -> tuple[train_state.TrainState, dict[str, Any]]:
+def start_state(stage: Stage) -> tuple[train_state.TrainState, dict[str, Any]]:
   """Creates the state at step 0, fresh or from a model, and the record of where it comes from."""
   create = jax.jit(stage.create_state, out_shardings=sharding.replicated(stage.mesh))
-  if not init_from:
+  if stage.model is None:
     return create(), {"info": {"ancestry": []}}
-  model = model_file.read_model(init_from)
-  abstract = jax.eval_shape(stage.create_state).generator.variables
-  model_file.check_same_shapes({"config.generator": abstract, init_from: model.variables})
-  _say(f"{stage.run}: starting from {init_from} ({model.info['digest']})")
-  ancestry = [model.info["digest"], *model.info["ancestry"]]
-  return create(model.variables), {"info": {"ancestry": ancestry}}
+  info = stage.model.info
+  _say(f"{stage.run}: starting from the model {info['digest']}")
+  return create(stage.model.variables), {"info": {"ancestry": [info["digest"], *info["ancestry"]]}}
 
 
 def make_step(stage: Stage, weights: vgg.VGG | None) -> train_step.TrainStep:
   """Turns the recipe's words into the functions of one jitted step."""
   config = stage.config
+  rate = config.learning_rate
+  if rate.schedule == "cosine_restarts" and sum(rate.periods) < config.total_steps:
+    raise ValueError(
+      f"learning_rate.periods={tuple(rate.periods)} end before total_steps={config.total_steps}: "
+      f"the rest would train at eta_min={rate.eta_min}; try "
+      f'--config.learning_rate.periods="({config.total_steps},)"'
+    )
   adversarial = None
   if config.adversarial.weight:
     adversarial = train_step.Adversarial(
@@ -278,7 +315,7 @@ def make_perceptual(config: Config, weights: vgg.VGG) -> train_step.Perceptual:
 def build_discriminator(config: Config):
   """Builds the discriminator of a recipe."""
   module = _look_up("discriminator.name", discriminators.DISCRIMINATORS, config.discriminator.name)
-  return module(**config.discriminator.kwargs, dtype=jnp.dtype(config.dtype))
+  return module(**config.discriminator.kwargs, dtype=model_file.check_dtype(config.dtype))
 
 
 def open_batches(
@@ -319,7 +356,6 @@ def open_batches(
 def evaluate_state(
   stage: Stage,
   state: train_state.TrainState,
-  test: list[evaluate.TestImage],
   writer: logs.Writer,
   step: int,
 ) -> dict[str, float]:
@@ -332,9 +368,10 @@ def evaluate_state(
     if len(grids) < 4:
       scale = stage.config.scale
       lr = image.lr.repeat(scale, axis=0).repeat(scale, axis=1)
-      grids[f"eval/{image.name}"] = np.concatenate([lr, sr, image.hr], axis=1)[None]
+      grid = np.concatenate([lr, sr, image.hr], axis=1)
+      grids[f"eval/{image.name}"] = (grid if grid.ndim == 3 else grid[:, :, None])[None]
 
-  scores = evaluate.evaluate_images(upscale, test, stage.config.scale, keep)
+  scores = evaluate.evaluate_images(upscale, stage.test_images, stage.config.scale, keep)
   means = {key: value for key, value in scores.items() if key != "images"}
   writer.scalars(step, {f"eval/{key}": value for key, value in means.items()}, {})
   writer.images(step, grids)
@@ -416,12 +453,33 @@ def write_config(config: Config, run: pathlib.Path) -> None:
   path = run / "config.json"
   new = json.loads(json.dumps(config.to_dict()))
   if path.exists():
-    old = checkpoint.read_json(path)
-    for key in sorted(new.keys() | old.keys()):
-      if old.get(key) != new.get(key):
-        logging.warning("config.%s of %s was %s, is now %s", key, run, old.get(key), new.get(key))
+    try:
+      old = checkpoint.read_json(path)
+    except ValueError as error:
+      logging.warning("%s; it is written anew", error)
+      old = new
+    before, after = _flat(old), _flat(new)
+    for key in sorted(before.keys() | after.keys()):
+      if before.get(key) != after.get(key):
+        logging.warning(
+          "config.%s of %s was %s, is now %s", key, run, before.get(key), after.get(key)
+        )
   if jax.process_index() == 0:
-    path.write_text(json.dumps(new, indent=2) + "\n")
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(new, indent=2) + "\n")
+    os.replace(temporary, path)
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  flat = {}
+  for key, value in config.items():
+    flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+  return flat
+
+
+def _due(step: int, every_steps: int) -> bool:
+  """Whether something of every so many steps is due; 0 is never (but for the last step)."""
+  return bool(every_steps) and step % every_steps == 0
 
 
 def _look_up(field: str, table: Mapping[str, Any], name: str) -> Any:

@@ -12,7 +12,8 @@ BasicSR updates G first, then D on the SR image from before that update, with fi
 forwards. D's parameters do not change between them and its BatchNorm uses batch statistics, so the
 five make only two different sets of logits: the update is the same, and only BatchNorm's running
 statistics, which nothing reads in training, are averaged over two forwards instead of five
-(`tests/train_step_test.py` measures both).
+(`tests/train_step_test.py` measures both). With spectral norm, one power iteration a
+forward, five forwards see five weights and these two see two.
 """
 
 from typing import Any, NamedTuple

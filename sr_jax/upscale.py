@@ -1,10 +1,11 @@
 """Upscales photographs with a trained model.
 
 python -m sr_jax.upscale --model RUN --input photo.jpg --output upscaled
-python -m sr_jax.upscale --model model.safetensors --input photos --output upscaled --tile 512
+python -m sr_jax.upscale --model model.safetensors --input photos --output upscaled --tile 192
 """
 
 import argparse
+import functools
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
@@ -18,6 +19,8 @@ from sr_jax import images
 from sr_jax import model_file
 
 _OVERLAP = 32  # LR pixels around a tile that are upscaled too and thrown away
+_TILE = 448  # with its overlap one of the sizes that images are padded to
+_WHOLE = 1_000_000  # LR pixels up to which an image is upscaled at once by default
 
 
 def upscale_tiled(
@@ -25,7 +28,7 @@ def upscale_tiled(
   lr: np.ndarray,
   scale: int,
   tile: int,
-  progress: Callable[[], None] = lambda: None,
+  progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> np.ndarray:
   """Upscales an image tile by tile, each with 32 LR pixels of its surroundings.
 
@@ -37,22 +40,22 @@ def upscale_tiled(
     lr: uint8 [h, w, 3] or [h, w].
     scale: of the model.
     tile: side in LR pixels.
-    progress: called after each tile.
+    progress: called with the number of tiles done and of all.
 
   Returns:
     uint8 [h*scale, w*scale, ...].
   """
   height, width = lr.shape[:2]
   sr = np.zeros((height * scale, width * scale, *lr.shape[2:]), np.uint8)
-  for top in range(0, height, tile):
-    for left in range(0, width, tile):
-      y, x = max(top - _OVERLAP, 0), max(left - _OVERLAP, 0)
-      bottom, right = min(top + tile, height), min(left + tile, width)
-      piece = upscale(lr[y : bottom + _OVERLAP, x : right + _OVERLAP])
-      sr[top * scale : bottom * scale, left * scale : right * scale] = piece[
-        (top - y) * scale : (bottom - y) * scale, (left - x) * scale : (right - x) * scale
-      ]
-      progress()
+  corners = [(top, left) for top in range(0, height, tile) for left in range(0, width, tile)]
+  for done, (top, left) in enumerate(corners, 1):
+    y, x = max(top - _OVERLAP, 0), max(left - _OVERLAP, 0)
+    bottom, right = min(top + tile, height), min(left + tile, width)
+    piece = upscale(lr[y : bottom + _OVERLAP, x : right + _OVERLAP])
+    sr[top * scale : bottom * scale, left * scale : right * scale] = piece[
+      (top - y) * scale : (bottom - y) * scale, (left - x) * scale : (right - x) * scale
+    ]
+    progress(done, len(corners))
   return sr
 
 
@@ -62,7 +65,9 @@ def main(argv: Sequence[str]) -> None:
   parser.add_argument("--input", required=True, help="an image or a folder of images")
   parser.add_argument("--output", required=True, help="folder for the upscaled images (PNG)")
   parser.add_argument(
-    "--tile", type=int, default=0, help="upscale in tiles of so many LR pixels, to save memory"
+    "--tile",
+    type=int,
+    help=f"side of tiles in LR pixels, 0 for none; by default {_TILE} above {_WHOLE} pixels",
   )
   args = parser.parse_args(argv)
   source = pathlib.Path(args.input)
@@ -93,8 +98,11 @@ def main(argv: Sequence[str]) -> None:
       except (ValueError, OSError) as error:
         failed.append(f"{path}: {error}")
         continue
-      tile = args.tile or max(rgb.shape[:2])
-      sr = upscale_tiled(upscale, rgb, module.scale, tile)
+      tile = args.tile
+      if tile is None:
+        tile = _TILE if rgb.shape[0] * rgb.shape[1] > _WHOLE else 0
+      tile = tile or max(rgb.shape[:2])
+      sr = upscale_tiled(upscale, rgb, module.scale, tile, functools.partial(_show, bar, path.name))
       if alpha is not None:  # transparency has no photograph's texture; bicubic is what it needs
         alpha = evaluate.bicubic_upscaler(module.scale)(alpha)
         sr = np.concatenate([sr, alpha[:, :, None]], axis=2)
@@ -105,6 +113,10 @@ def main(argv: Sequence[str]) -> None:
         f"{args.output}")  # fmt: skip
   if failed:
     raise ValueError("could not read:\n  " + "\n  ".join(failed))
+
+
+def _show(bar: tqdm.tqdm, name: str, done: int, total: int) -> None:
+  bar.set_postfix_str(f"{name}, tile {done} of {total}")
 
 
 if __name__ == "__main__":

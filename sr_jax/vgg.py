@@ -9,6 +9,7 @@ import hashlib
 import importlib.util
 import pathlib
 import re
+import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import safetensors
 
 from sr_jax.unpickle import read_numpy_pickle, read_torch_file
 
@@ -185,11 +187,14 @@ def load_vgg(weights: str) -> VGG:
   path = pathlib.Path(weights).expanduser()
   if not path.is_file():
     raise FileNotFoundError(f"there is no file {weights!r}. {_CHOICES}")
-  if path.suffix == ".npz":
-    with np.load(path, allow_pickle=False) as arrays:
-      return _from_keras(dict(arrays), weights)
-  if path.suffix == ".safetensors":
-    return _from_torchvision(_read_safetensors(path), weights)
+  try:
+    if path.suffix == ".npz":
+      with np.load(path, allow_pickle=False) as arrays:
+        return _from_keras(dict(arrays), weights)
+    if path.suffix == ".safetensors":
+      return _from_torchvision(_read_safetensors(path), weights)
+  except (zipfile.BadZipFile, EOFError, safetensors.SafetensorError) as error:
+    raise ValueError(f"{weights} cannot be read, it may be cut off: {error}") from error
   if path.suffix in (".pth", ".pt"):
     return _from_torchvision(read_torch_file(path), weights)
   raise ValueError(f"{weights!r} ends in {path.suffix!r}. {_CHOICES}")

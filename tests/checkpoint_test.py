@@ -122,6 +122,15 @@ def test_damage_is_seen_and_the_older_one_is_taken(tmp_path, spoil):
   assert_equal(restored, make_state(2))
 
 
+def test_where_no_checkpoint_verifies_nothing_is_moved_or_begun_anew(tmp_path):
+  write(tmp_path, (1, 2))
+  for step in ("1", "2"):
+    spoil_state_bit(tmp_path / "checkpoints" / step)
+  with pytest.raises(ValueError, match="step 2: .*sha256(?s:.*)step 1: (?s:.*)nothing was changed"):
+    checkpoint.restore(tmp_path, abstract(make_state(0)))
+  assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoints"]
+
+
 def test_a_model_is_read_without_its_training_state(tmp_path):
   write(tmp_path, (1, 2))
   target = jax.eval_shape(lambda: make_state(0).ema_variables)
@@ -151,6 +160,12 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
       checkpoint.save(manager, make_state(step), extra={}, metrics=metrics)
     manager.wait_until_finished()
     assert sorted(manager.all_steps()) == [2, 5, 6]
+  with checkpoint.open_manager(tmp_path, keep=2, best_metric="psnr_y") as manager:  # a resumed run
+    for step, psnr in ((7, 21.0), (8, None), (9, 22.0)):
+      metrics = {"psnr_y": psnr} if psnr else None
+      checkpoint.save(manager, make_state(step), extra={}, metrics=metrics)
+    manager.wait_until_finished()
+    assert sorted(manager.all_steps()) == [2, 8, 9]
 
 
 def test_a_newer_format_is_refused(tmp_path, monkeypatch):

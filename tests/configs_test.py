@@ -1,5 +1,6 @@
 """Recipes against the papers' numbers, and what the command line makes of them."""
 
+import dataclasses
 import importlib
 
 import jax
@@ -8,6 +9,7 @@ from ml_collections import config_dict
 import numpy as np
 import pytest
 
+from configs import common
 from sr_jax import discriminators
 from sr_jax import generators
 from sr_jax import losses
@@ -15,7 +17,7 @@ from sr_jax import main
 from sr_jax import schedules
 
 RECIPES = ("srresnet", "srgan", "esrgan_psnr", "esrgan")
-VARIANTS = ("", "basicsr", "demo")
+VARIANTS = ("", "basicsr", "demo")  # and residual, of ESRGAN's
 
 
 def load(recipe: str, variant: str = "") -> config_dict.ConfigDict:
@@ -159,6 +161,25 @@ def test_every_word_of_a_recipe_is_known(recipe, variant):
     assert config.psnr.generator == config.generator
 
 
+def test_the_ablation_has_plain_blocks():
+  for recipe in ("esrgan_psnr", "esrgan"):
+    config = load(recipe, "residual")
+    assert config.generator.name == "residualnet"
+    assert config.generator.kwargs.blocks == 16
+  assert load("esrgan", "residual").psnr.generator == load("esrgan", "residual").generator
+
+
+def test_every_field_of_the_networks_can_be_set():
+  assert common.GENERATOR_KWARGS.keys() == generators.GENERATORS.keys()
+  for name, kwargs in common.GENERATOR_KWARGS.items():
+    fields = {
+      field.name: field.default
+      for field in dataclasses.fields(generators.GENERATORS[name])
+      if field.name not in ("scale", "dtype", "parent", "name")
+    }
+    assert kwargs == fields, name
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_unknown_variants_and_fields_are_refused(recipe):
   with pytest.raises(ValueError, match="basicsr, demo"):
@@ -172,16 +193,27 @@ def test_overrides_reach_the_first_stage():
   overrides = {
       "data.source": "photos", "data.hr_patch": 64, "generator.kwargs.blocks": 6, "seed": 3,
       "scale": 2, "psnr.data.batch_size": 4, "data.batch_size": 32, "total_steps": 7,
-      "learning_rate.base": 1.0,
+      "learning_rate.base": 1.0, "eval.source": "others",
   }  # fmt: skip
   config.update_from_flattened_dict(overrides)
   main.share_overrides(config, overrides)
   assert config.psnr.data.source == "photos"
+  assert config.psnr.eval.source == "others"
   assert config.psnr.data.hr_patch == 64
   assert config.psnr.generator.kwargs.blocks == 6
   assert (config.psnr.seed, config.psnr.scale) == (3, 2)
   assert (config.psnr.data.batch_size, config.data.batch_size) == (4, 32)  # its own stands
   assert (config.psnr.total_steps, config.psnr.learning_rate.base) == (1_000_000, 2e-4)
+
+
+def test_own_photographs_alone_are_not_scored_on_the_recipes_data_set(caplog):
+  config = load("esrgan")
+  config.data.source = "photos"
+  main.share_overrides(config, {"data.source": "photos"})
+  assert config.eval.source == config.psnr.eval.source == ""
+  demo = load("esrgan", "demo")
+  main.share_overrides(demo, {"data.source": "photos"})
+  assert demo.eval.source == "skimage:test"
 
 
 def test_without_overrides_the_first_stage_is_its_recipe():

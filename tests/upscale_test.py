@@ -53,10 +53,11 @@ def nearest(lr: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("tile", [16, 33, 40, 1000])
 @pytest.mark.parametrize("channels", [3, 0])
 def test_tiles_fit_together(tile, channels):
-  lr, done = photo(70, 121, channels), []
-  sr = upscale.upscale_tiled(nearest, lr, 2, tile, progress=lambda: done.append(1))
+  lr, seen = photo(70, 121, channels), []
+  sr = upscale.upscale_tiled(nearest, lr, 2, tile, lambda done, total: seen.append((done, total)))
   np.testing.assert_array_equal(sr, nearest(lr))
-  assert len(done) == -(-70 // tile) * -(-121 // tile)
+  tiles = -(-70 // tile) * -(-121 // tile)
+  assert seen == [(i, tiles) for i in range(1, tiles + 1)]
 
 
 def test_tiles_see_their_surroundings():

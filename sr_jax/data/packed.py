@@ -24,7 +24,7 @@ from absl import logging
 from sr_jax import resize
 from sr_jax.data.sources import Source, name_list
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MAX_BAD_FRACTION = 0.1  # of the images of a source that may be unusable
 
 
@@ -40,6 +40,7 @@ class Pack(NamedTuple):
   names: tuple[str, ...]
   scale: int
   digest: str  # of what the pack was made from
+  grey: tuple[bool, ...] = ()  # which were grey files; their three channels are the same
 
 
 def hr_image(pack: Pack, i: int) -> np.ndarray:
@@ -70,7 +71,7 @@ def build_pack(
   while they are at most 10 % of the source.
 
   Args:
-    source: of `open_source`, without `keep_grey`.
+    source: of `open_source`; with `keep_grey` the pack knows which files are grey.
     scale: HR size / LR size.
     cache_dir: folder of the packs; '' is $SR_JAX_CACHE, else ~/.cache/sr_jax.
     min_hr: side of the HR crops; images smaller than that are left out.
@@ -150,15 +151,20 @@ def _build(
 ) -> None:
   """Decodes everything into a folder beside the final one, then renames it."""
 
-  def load(i: int) -> tuple[np.ndarray, np.ndarray] | str:
+  def load(i: int) -> tuple[np.ndarray, np.ndarray, bool] | str:
     try:
       hr, lr = source.load(i)
     except (ValueError, OSError) as error:
+      # A decoder's complaint has no errno; the system's does, and may be gone tomorrow: a pack
+      # would remember it for ever.
+      if getattr(error, "errno", None) is not None:
+        raise ValueError(f"{source.names[i]}: {error}; mend it and start again") from error
       return str(error)
     hr = _crop(hr, scale)
     if not hr.size:
       return f"smaller than the scale, {scale}"
-    return hr, resize.imresize(hr, 1 / scale, convention) if lr is None else lr
+    lr = resize.imresize(hr, 1 / scale, convention) if lr is None else lr
+    return _to_rgb(hr), _to_rgb(lr), hr.ndim == 2
 
   logging.info("decoding %d images of %s into %s", len(source.names), source.description, folder)
   temporary = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
@@ -174,11 +180,12 @@ def _build(
         if isinstance(pair, str):
           index["unreadable"][name] = pair
           continue
-        hr, lr = pair
+        hr, lr, grey = pair
         if not _fit(hr, lr, scale):
           mismatched.append(f"{name}: HR {_by(hr.shape)}, LR {_by(lr.shape)}")
           continue
         entry = {"name": name, "hr": list(hr.shape[:2]), "lr": list(lr.shape[:2])}
+        entry["grey"] = grey
         for key, image, file in (("hr", hr, hr_file), ("lr", lr, lr_file)):
           pixels = np.ascontiguousarray(image)
           entry[f"{key}_offset"] = file.tell()
@@ -200,6 +207,10 @@ def _build(
     ) from error
   finally:
     shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _to_rgb(image: np.ndarray) -> np.ndarray:
+  return np.repeat(image[:, :, None], 3, axis=2) if image.ndim == 2 else image
 
 
 def _by(shape: Sequence[int]) -> str:
@@ -244,7 +255,7 @@ def _is_whole(folder: pathlib.Path) -> bool:
 def _bad_images(index: dict[str, Any], min_hr: int) -> dict[str, str]:
   """The images that cannot be trained on, and why; raises where they are too many."""
   small = {
-    entry["name"]: f"{_by(entry['hr'])} pixels, smaller than the {min_hr}x{min_hr} crop"
+    entry["name"]: f"{_by(entry['hr'])} pixels, smaller than {min_hr}x{min_hr}"
     for entry in index["images"]
     if min(entry["hr"]) < min_hr
   }
@@ -253,8 +264,8 @@ def _bad_images(index: dict[str, Any], min_hr: int) -> dict[str, str]:
   if len(bad) > MAX_BAD_FRACTION * total:
     raise ValueError(
       f"{len(bad)} of {total} images of {index['source']} are unusable, and at most "
-      f"{MAX_BAD_FRACTION:.0%} may be; remove them, or take smaller crops with "
-      f"--config.data.hr_patch:\n{_reasons(bad)}"
+      f"{MAX_BAD_FRACTION:.0%} may be; remove them, or, of images to "
+      f"train on, take smaller crops with --config.data.hr_patch:\n{_reasons(bad)}"
     )
   return bad
 
@@ -280,4 +291,5 @@ def _open(folder: pathlib.Path, min_hr: int) -> Pack:
     names=tuple(entry["name"] for entry in entries),
     scale=index["scale"],
     digest=folder.name,
+    grey=tuple(entry["grey"] for entry in entries),
   )
