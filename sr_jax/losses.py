@@ -52,7 +52,7 @@ def charbonnier_loss(sr: jax.Array, hr: jax.Array, eps: float = 1e-6) -> jax.Arr
   Args:
     sr: [N, H, W, C], any range.
     hr: the same shape.
-    eps: where the parabola turns into |d|, in units of the images; BasicSR's (1e-12 under the root).
+    eps: where the parabola turns into |d|, in units of the images; BasicSR's.
 
   Returns:
     Scalar float32, in units of the images.

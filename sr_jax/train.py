@@ -61,7 +61,7 @@ def train_and_evaluate(config: Config, workdir: str | pathlib.Path) -> None:
     )
     stages = [first, main]
   stages = [stage for stage in stages if not stage.finished]
-  # Whatever is missing in either stage is missed now, before minutes of decoding or days of training.
+  # Whatever is missing in either stage is missed now, before minutes of decoding and training.
   problems = dict.fromkeys(problem for stage in stages for problem in stage.open())
   if problems:
     raise ValueError("\n".join(problems))
