@@ -84,7 +84,7 @@ def save(
     metrics: for the best checkpoint.
   """
   items = _items(state)
-  manifest = {"format": FORMAT, "leaves": _describe(items, digest=True), "extra": dict(extra)}
+  manifest = _manifest(items, extra)
   manager.save(
     int(state.step),
     args=ocp.args.Composite(
@@ -182,11 +182,7 @@ def save_model(
   run: str | pathlib.Path, variables: Tree, *, step: int, extra: Mapping[str, Any]
 ) -> None:
   """Writes a run that holds a model and nothing to train on: what `restore_model` reads."""
-  manifest = {
-    "format": FORMAT,
-    "leaves": _describe({"model": variables}, digest=True),
-    "extra": dict(extra),
-  }
+  manifest = _manifest({"model": variables}, extra)
   with ocp.CheckpointManager(_folder(run)) as manager:
     manager.save(
       step,
@@ -207,6 +203,10 @@ def _open_reader(run: str | pathlib.Path) -> ocp.CheckpointManager:
 
 def _items(state: train_state.TrainState) -> dict[str, Tree]:
   return {"model": state.ema_variables, "state": state.replace(ema_params=None)}
+
+
+def _manifest(items: dict[str, Tree], extra: Mapping[str, Any]) -> dict[str, Any]:
+  return {"format": FORMAT, "leaves": _describe(items, digest=True), "extra": dict(extra)}
 
 
 def _describe(tree: Tree, *, digest: bool = False) -> dict[str, list]:

@@ -121,18 +121,15 @@ def score(sr: np.ndarray, hr: np.ndarray, scale: int) -> Scores:
   Returns:
     psnr_y, ssim_y in dB and [-1, 1]; psnr_rgb, ssim_rgb where there is colour.
   """
-  if hr.ndim == 2:
-    return {
-      "psnr_y": metrics.psnr(sr, hr, border=scale),
-      "ssim_y": metrics.ssim(sr, hr, border=scale),
-    }
-  sr_y, hr_y = metrics.rgb_to_y(sr), metrics.rgb_to_y(hr)
-  return {
+  sr_y, hr_y = metrics.rgb_to_y(sr), metrics.rgb_to_y(hr)  # a grey image as it stands
+  scores = {
     "psnr_y": metrics.psnr(sr_y, hr_y, border=scale),
     "ssim_y": metrics.ssim(sr_y, hr_y, border=scale),
-    "psnr_rgb": metrics.psnr(sr, hr, border=scale),
-    "ssim_rgb": metrics.ssim(sr, hr, border=scale),
   }
+  if hr.ndim == 3:
+    scores["psnr_rgb"] = metrics.psnr(sr, hr, border=scale)
+    scores["ssim_rgb"] = metrics.ssim(sr, hr, border=scale)
+  return scores
 
 
 def evaluate_images(
@@ -319,15 +316,14 @@ def main(argv: Sequence[str]) -> None:
 
 def format_table(table: Mapping[str, Mapping[str, Scores]]) -> str:
   """Formats {model: {set: scores}} as text, a row a model and set."""
-  columns = SCORES
   width = max(len(label) for label in ["model", *table])
   set_width = max(len(set_name) for sets in table.values() for set_name in ["set", *sets])
-  lines = [f"{'model':{width}}  {'set':{set_width}}" + "".join(f"{c:>10}" for c in columns)]
+  lines = [f"{'model':{width}}  {'set':{set_width}}" + "".join(f"{c:>10}" for c in SCORES)]
   for label, sets in table.items():
     for set_name, scores in sets.items():
       cells = (
         f"{scores[c]:10.{2 if c.startswith('psnr') else 4}f}" if c in scores else f"{'-':>10}"
-        for c in columns
+        for c in SCORES
       )
       lines.append(f"{label:{width}}  {set_name:{set_width}}" + "".join(cells))
   return "\n".join(lines)

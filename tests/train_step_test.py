@@ -23,9 +23,9 @@ GENERATOR = generators.RRDBNet(features=8, blocks=1, growth=4)
 DISCRIMINATOR = discriminators.VGGDiscriminator(features=4)
 OPTIMIZER = train_step.make_optimizer(b1=0.9, b2=0.99)
 # Rounding differs with the number of devices, Adam makes a step of full length of a gradient that
-# is only rounding, and the discriminator's BatchNorm doubles the difference from step to step: at
-# 1e-4 the discriminator's losses on 1 and 8 devices are 1e-5 to 1e-3 apart after 20 steps, at 1e-5
-# within 5e-6. A mean over a shard instead of the batch would be 1e-2 apart at the first step.
+# is only rounding, and the discriminator's BatchNorm doubles the difference from step to step. At
+# the papers' 1e-4 losses on 1 and 8 devices part by up to 2e-2 in 20 steps (docs/faithfulness.md),
+# at 1e-5 these networks stay within 5e-6.
 RATE = 1e-5
 VGG = vgg.init_vgg(jax.random.key(9), depth=19, width=1 / 16)
 PERCEPTUAL = train_step.Perceptual({"conv3_2": 1.0}, {"conv3_2": 0.5}, losses.l1_loss)
