@@ -218,7 +218,7 @@ def test_adam_with_a_schedule_is_optax_adam():
 
 def test_discriminator_warmup_and_ratio():
   adversarial = train_step.Adversarial(
-    losses.ADVERSARIAL["ragan"], warmup_steps=2, steps_per_generator_step=2
+    losses.ADVERSARIAL["ragan"], warmup_steps=3, steps_per_generator_step=2
   )
   step = make_step(adversarial=adversarial)
   state, moved = jax.device_get(initial_state(True)), []
@@ -232,7 +232,7 @@ def test_discriminator_warmup_and_ratio():
     assert change(new.generator, state.generator) == change(new.ema_params, state.ema_params)
     moved.append(change(new.generator, state.generator))
     state = new
-  # Two steps for D alone, then every second step.
+  # Three steps for D alone, then every second step.
   assert moved == [False, False, False, True, False, True]
 
 
