@@ -32,7 +32,9 @@ def test_a_line_a_step(tmp_path):
   assert [path.name for path in run.iterdir()] == [logs.METRICS]
 
 
-@pytest.mark.parametrize("step, kept", [(0, []), (9, []), (15, [10]), (20, [10, 20]), (99, [10, 20, 30])])
+@pytest.mark.parametrize(
+  "step, kept", [(0, []), (9, []), (15, [10]), (20, [10, 20]), (99, [10, 20, 30])]
+)
 def test_a_resumed_run_writes_each_line_once(tmp_path, step, kept):
   writer = logs.Writer(tmp_path, tensorboard=False)
   for number in (10, 20, 30):
