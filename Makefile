@@ -45,4 +45,6 @@ $(VENV)/.installed-test: requirements-test.txt $(VENV)/.installed
 $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed-test
 	$(VENV)/bin/python -m pip install --quiet -r requirements-dev.txt
 	$(VENV)/bin/python -m pip install --quiet --no-deps spandrel
+	if command -v npm >/dev/null; then npm install --prefix tests/browser --no-package-lock --no-audit \
+	  --no-fund; else echo "no npm: the report's browser test will skip"; fi
 	touch $@

@@ -65,6 +65,8 @@ def get_config() -> config_dict.ConfigDict:
   config.discriminator = config_dict.ConfigDict()
   config.discriminator.name = "vgg"  # of discriminators.DISCRIMINATORS
   config.discriminator.kwargs = config_dict.ConfigDict({"features": 64})
+  # Start it from this .pth, .safetensors or .npz with BasicSR's names; '' for a fresh one.
+  config.discriminator.init_from = ""
   config.discriminator.warmup_steps = 0  # first steps that update D alone
   config.discriminator.steps_per_generator_step = 1  # D:G ratio
 

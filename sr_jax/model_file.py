@@ -1,44 +1,48 @@
-"""One trained generator: from a RUN or from a file, and into one.
+"""One trained network: from a RUN or from a file, and into one.
 
 `load_model` takes the folder of a run (its newest sound checkpoint: averaged weights), a
-`.safetensors`, `.npz` or `.pth` file. Files hold PyTorch's names and layouts (`state_dicts.py`), so
-that others read them, and in their metadata what those names cannot say: the fields of the network,
-what the weights were trained from, how long.
+`.safetensors`, `.npz` or `.pth` file, in any of the dialects that `formats/dialects.py` knows.
+Files are written with BasicSR's names (`formats/state_dicts.py`), so that others read them, and in
+their metadata with what those names cannot say: the fields of the network, what the weights were
+trained from, how long and on what.
 """
 
 import hashlib
+import io
 import json
 import os
 import pathlib
+import re
 from typing import Any, NamedTuple
 from collections.abc import Mapping
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
-import safetensors
 import safetensors.numpy
 
 from sr_jax import checkpoint
 from sr_jax import generators
-from sr_jax import state_dicts
-from sr_jax import unpickle
+from sr_jax import weight_files
+from sr_jax.formats import state_dicts
 
 Variables = dict[str, Any]
+DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 _METADATA = "sr_jax"  # key of our JSON in a file's metadata
-_FILES = (".safetensors", ".npz", ".pth")
 
 
 class Model(NamedTuple):
-  """A generator at rest.
+  """A network at rest: a generator, or a discriminator to fine-tune with.
 
   Attributes:
-    name: of `generators.GENERATORS`.
-    kwargs: fields of the module, `scale` among them.
+    name: of `generators.GENERATORS` or `discriminators.DISCRIMINATORS`.
+    kwargs: fields of the module; a generator's `scale` among them.
     variables: {'params', 'batch_stats'}, float32.
     info: JSON values. `digest` identifies the variables, `ancestry` lists the digests of the models
-      that these weights were trained from, nearest first; `step` and what else is known.
+      that these weights were trained from, nearest first; where they are known `step`, and `config`
+      of the run, without anyone's folders. `file` says how the file that was read is written.
   """
 
   name: str
@@ -97,48 +101,47 @@ def read_model(path: str | pathlib.Path) -> Model:
     if path.parent.name == "checkpoints" and path.name.isdigit():
       return _read_run(path.parent.parent, step=int(path.name))
     return _read_run(path)
-  if not path.exists():
-    raise FileNotFoundError(f"{path} does not exist; give a run's folder or a model file")
-  if path.suffix not in _FILES:
-    raise ValueError(f"{path}: suffix must be one of {', '.join(_FILES)}, or a run's folder")
-  state, known = _read_file(path)
-  try:
-    name, kwargs, variables = state_dicts.from_state_dict(state)
-  except ValueError as error:
-    raise ValueError(f"{path} holds no generator that sr_jax knows: {error}") from error
-  if known.get("architecture", name) == name:
-    kwargs = {**known.get("kwargs", {}), **kwargs}  # what shapes say stands over what is told
-  variables = {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
-  variables = jax.tree.map(lambda x: np.asarray(x, np.float32), variables)
-  info = {"ancestry": [], **known.get("info", {}), "digest": digest(variables)}
-  return Model(name, kwargs, variables, info)
+  return _read_file(path, "generator", state_dicts.read_generator)
 
 
-def save_model(path: str | pathlib.Path, model: Model) -> None:
-  """Writes a generator; the suffix says how, no suffix makes a run that holds only the model.
+def read_discriminator(path: str | pathlib.Path) -> Model:
+  """Reads a discriminator from a .safetensors, .npz or .pth file; errors as `load_model`."""
+  return _read_file(pathlib.Path(path), "discriminator", state_dicts.read_discriminator)
+
+
+def save_model(path: str | pathlib.Path, model: Model, *, dtype: str = "float32") -> None:
+  """Writes a network; the suffix says how, no suffix makes a run that holds only the generator.
+
+  Args:
+    path: .safetensors, .npz, .pth (needs torch), .onnx (needs onnx), .stablehlo, or a new folder.
+    model: what to write; the last three forms are for generators alone.
+    dtype: a key of DTYPES, of the weights; .onnx computes in it too.
 
   Raises:
-    ValueError: the suffix is unknown.
+    ValueError: a suffix or dtype that is unknown or does not go with the rest.
+    ImportError: the package that a suffix needs is absent.
   """
   path = pathlib.Path(path)
+  if dtype not in DTYPES:
+    raise ValueError(f"dtype={dtype!r} must be one of {', '.join(DTYPES)}")
   if not path.suffix:
+    _check_generator(path, model)
+    if dtype != "float32":
+      raise ValueError(f"{path}: a run holds float32; give a file, or leave dtype={dtype} out")
     _write_run(path, model)
     return
-  if path.suffix not in (".safetensors", ".npz"):
-    raise ValueError(f"{path}: suffix must be .safetensors or .npz, or none for a run's folder")
-  state = {
-    key: np.ascontiguousarray(value, np.float32)
-    for key, value in state_dicts.to_state_dict(model.name, model.variables).items()
-  }
-  metadata = json.dumps({"architecture": model.name, "kwargs": model.kwargs, "info": model.info})
+  if path.suffix not in _WRITERS:
+    raise ValueError(f"{path}: suffix must be {', '.join(_WRITERS)}, or none for a run's folder")
+  contents = _WRITERS[path.suffix](path, model, dtype)
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_name(f".{path.name}.tmp")
-  with open(temporary, "wb") as file:
-    if path.suffix == ".npz":
-      np.savez(file, **state, **{_METADATA: np.array(metadata)})
-    else:
-      file.write(safetensors.numpy.save(state, metadata={_METADATA: metadata}))
+  temporary.write_bytes(contents)
   os.replace(temporary, path)
+
+
+def parameter_count(model: Model) -> int:
+  """Returns the number of trained parameters; BatchNorm's statistics are not among them."""
+  return sum(np.size(leaf) for leaf in jax.tree.leaves(model.variables["params"]))
 
 
 def digest(variables: Variables) -> str:
@@ -149,6 +152,12 @@ def digest(variables: Variables) -> str:
     sha.update(f"{jax.tree_util.keystr(path, simple=True, separator='/')}{leaf.shape}".encode())
     sha.update(leaf)
   return sha.hexdigest()[:16]
+
+
+def spandrel_objection(model: Model) -> str | None:
+  """Says why chaiNNer, ComfyUI and whatever reads with spandrel would refuse a generator's file."""
+  channels = in_channels(model.variables, model.kwargs)
+  return state_dicts.spandrel_objection(model.name, model.kwargs, in_channels=channels)
 
 
 def check_same_shapes(trees: Mapping[str, Any]) -> None:
@@ -196,8 +205,18 @@ def _read_run(run: pathlib.Path, step: int | None = None) -> Model:
   abstract = {"params": abstract["params"], "batch_stats": abstract.get("batch_stats", {})}
   variables, step, extra = checkpoint.restore_model(run, abstract, step=step)
   variables = jax.tree.map(np.asarray, variables)
-  info = {**extra.get("info", {}), "step": step, "digest": digest(variables)}
-  return Model(name, kwargs, variables, {"ancestry": [], **info})
+  # A run that a file was converted into has its config from there, in `extra`.
+  info = {"ancestry": [], "config": _without_folders(config), **extra.get("info", {})}
+  return Model(name, kwargs, variables, {**info, "step": step, "digest": digest(variables)})
+
+
+def _without_folders(config: Any) -> Any:
+  """A configuration to publish: of paths only the last part, since folders name people."""
+  if isinstance(config, dict):
+    return {key: _without_folders(value) for key, value in config.items()}
+  if isinstance(config, str) and not config.startswith(("tfds:", "hf:")):
+    return re.split(r"[/\\]", config.rstrip("/\\"))[-1]
+  return config
 
 
 def _write_run(run: pathlib.Path, model: Model) -> None:
@@ -215,7 +234,7 @@ def _write_run(run: pathlib.Path, model: Model) -> None:
   }
   (run / "config.json").write_text(json.dumps(config, indent=2) + "\n")
   checkpoint.save_model(
-    run, model.variables, step=model.info.get("step", 0), extra={"info": model.info}
+    run, model.variables, step=model.info.get("step", 0), extra={"info": _published(model)}
   )
 
 
@@ -226,31 +245,138 @@ def in_channels(variables: Variables, kwargs: Mapping[str, Any]) -> int:
   )
 
 
-def _read_file(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-  """Returns the arrays by name, and what `save_model` wrote beside them: {} in others' files."""
+def _read_file(path: pathlib.Path, what: str, recognise: Any) -> Model:
+  if not path.exists():
+    raise FileNotFoundError(f"{path} does not exist; give a run's folder or a model file")
+  tree, metadata = weight_files.read_weights(path)
+  told = metadata.get(_METADATA, "{}")
+  if isinstance(tree, dict) and _METADATA in tree:  # .npz and .pth have no other place for it
+    told = str(tree.pop(_METADATA))
+  known = _parse_metadata(path, told)
   try:
-    metadata = "{}"
-    if path.suffix == ".npz":
-      with np.load(path, allow_pickle=False) as arrays:
-        state = dict(arrays)
-      metadata = str(state.pop(_METADATA, metadata))
-    elif path.suffix == ".pth":
-      state = unpickle.read_torch_file(path)
-      for wrapper in ("params_ema", "params", "state_dict"):
-        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
-          state = state[wrapper]
-          break
-    else:
-      with safetensors.safe_open(path, framework="numpy") as file:
-        metadata = (file.metadata() or {}).get(_METADATA, metadata)
-      state = safetensors.numpy.load_file(path)
-    if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
-      raise ValueError("it holds something else than arrays by name")
-    known = json.loads(metadata)
-    if not all(isinstance(known.get(part, {}), dict) for part in ("kwargs", "info")):
-      raise ValueError(f"its metadata {_METADATA!r} are not what save_model writes")
-    return state, known
-  except unpickle.UnsafeFileError:
-    raise  # names the file, and says what to do
-  except Exception as error:  # numpy, zipfile and json raise nearly anything for a damaged file
-    raise ValueError(f"{path} cannot be read as {path.suffix}: {error}") from error
+    name, kwargs, variables, facts = recognise(tree)
+  except ValueError as error:
+    raise ValueError(f"{path} holds no {what} that sr_jax knows: {error}") from error
+  if known.get("architecture", name) == name:
+    kwargs = {**known.get("kwargs", {}), **kwargs}  # what shapes say stands over what is told
+  variables = {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+  variables = jax.tree.map(lambda x: np.asarray(x, np.float32), variables)
+  info = {"ancestry": [], **known.get("info", {}), "digest": digest(variables), "file": facts}
+  return Model(name, kwargs, variables, info)
+
+
+def _parse_metadata(path: pathlib.Path, text: str) -> dict[str, Any]:
+  """What `save_model` wrote beside the arrays; {} in others' files."""
+  try:
+    known = json.loads(text)
+  except (ValueError, RecursionError) as error:
+    raise ValueError(f"{path}: its metadata {_METADATA!r} are not JSON: {error}") from error
+  parts = [known.get(part, {}) for part in ("kwargs", "info")] if isinstance(known, dict) else [0]
+  if all(isinstance(part, dict) for part in parts):
+    ancestry = parts[1].get("ancestry", [])
+    if isinstance(ancestry, list) and all(isinstance(digest, str) for digest in ancestry):
+      return known
+  raise ValueError(f"{path}: its metadata {_METADATA!r} are not what save_model writes")
+
+
+def _metadata(model: Model) -> dict[str, str]:
+  """What a file's names and shapes cannot say, as a file's metadata: strings by name."""
+  told = {"architecture": model.name, "kwargs": model.kwargs, "info": _published(model)}
+  scale = {"scale": str(model.kwargs["scale"])} if "scale" in model.kwargs else {}
+  return {"architecture": model.name, **scale, _METADATA: json.dumps(told)}
+
+
+def _published(model: Model) -> dict[str, Any]:
+  """A model's info but for what was only true of the file that it was read from."""
+  return {key: value for key, value in model.info.items() if key != "file"}
+
+
+def _arrays(model: Model, dtype: str) -> dict[str, np.ndarray]:
+  is_generator = model.name in generators.GENERATORS
+  if is_generator:
+    state = state_dicts.to_state_dict(model.name, model.variables)
+  else:
+    state = state_dicts.discriminator_to_state_dict(model.variables)
+  arrays = {}
+  for key, value in state.items():
+    with np.errstate(over="ignore"):
+      arrays[key] = np.ascontiguousarray(value, DTYPES[dtype])
+    if np.isfinite(value).all() and not np.isfinite(arrays[key].astype(np.float32)).all():
+      raise ValueError(f"{key} has values too large for {dtype}; try bfloat16 or float32")
+  return arrays
+
+
+def _to_safetensors(path: pathlib.Path, model: Model, dtype: str) -> bytes:
+  data = safetensors.numpy.save(_arrays(model, dtype), metadata=_metadata(model))
+  # The library writes the metadata in random order: the same model would have another sha256.
+  end = 8 + int.from_bytes(data[:8], "little")
+  header = json.loads(data[8:end])
+  header = {"__metadata__": dict(sorted(header.pop("__metadata__").items())), **header}
+  text = json.dumps(header, separators=(",", ":")).encode()
+  text += b" " * (-len(text) % 8)
+  return len(text).to_bytes(8, "little") + text + data[end:]
+
+
+def _to_npz(path: pathlib.Path, model: Model, dtype: str) -> bytes:
+  if dtype == "bfloat16":
+    raise ValueError(f"{path}: numpy's files have no bfloat16; try .safetensors, or float16")
+  file = io.BytesIO()
+  np.savez(file, **_arrays(model, dtype), **{_METADATA: np.array(_metadata(model)[_METADATA])})
+  return file.getvalue()
+
+
+def _to_pth(path: pathlib.Path, model: Model, dtype: str) -> bytes:
+  try:
+    import torch
+  except ImportError as error:
+    raise ImportError(
+      f"{path}: writing .pth needs PyTorch; pip install torch, or write .safetensors, which "
+      "chaiNNer, ComfyUI and spandrel read as well"
+    ) from error
+  torch_dtype = getattr(torch, dtype)
+  state = {
+    key: torch.from_numpy(np.ascontiguousarray(array, np.float32)).to(torch_dtype)
+    for key, array in _arrays(model, dtype).items()
+  }
+  # BasicSR's key for averaged weights of a generator; of a discriminator it averages none.
+  wrapper = "params_ema" if model.name in generators.GENERATORS else "params"
+  file = io.BytesIO()
+  torch.save({wrapper: state, _METADATA: _metadata(model)[_METADATA]}, file)
+  return file.getvalue()
+
+
+def _to_onnx(path: pathlib.Path, model: Model, dtype: str) -> bytes:
+  _check_generator(path, model)
+  if dtype == "bfloat16":
+    raise ValueError(f"{path}: converters do not read bfloat16 ONNX files; try float16")
+  from sr_jax.formats import onnx_export  # needs the package onnx, which is an extra
+
+  proto = onnx_export.to_onnx(
+    model.name, model.kwargs, model.variables, dtype=dtype, metadata=_metadata(model)
+  )
+  return proto.SerializeToString(deterministic=True)
+
+
+def _to_stablehlo(path: pathlib.Path, model: Model, dtype: str) -> bytes:
+  _check_generator(path, model)
+  if dtype != "float32":
+    raise ValueError(f"{path}: .stablehlo computes in float32; leave dtype={dtype} out")
+  from sr_jax.formats import stablehlo_export
+
+  return stablehlo_export.to_stablehlo(model.name, model.kwargs, model.variables)
+
+
+def _check_generator(path: pathlib.Path, model: Model) -> None:
+  if model.name not in generators.GENERATORS:
+    raise ValueError(
+      f"{path}: {model.name!r} is a discriminator, which is written as .safetensors, .npz or .pth"
+    )
+
+
+_WRITERS = {
+  ".safetensors": _to_safetensors,
+  ".npz": _to_npz,
+  ".pth": _to_pth,
+  ".onnx": _to_onnx,
+  ".stablehlo": _to_stablehlo,
+}

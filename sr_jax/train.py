@@ -110,7 +110,9 @@ class Stage:
   def finished(self) -> bool:
     return self.restored is not None and int(self.restored[0].step) >= self.config.total_steps
 
-  def create_state(self, generator_variables: Any = None) -> train_state.TrainState:
+  def create_state(
+    self, generator_variables: Any = None, discriminator_variables: Any = None
+  ) -> train_state.TrainState:
     """Initialises the state; pure, for jit and eval_shape."""
     config = self.config
     patch, scale = config.data.hr_patch, config.scale
@@ -124,6 +126,7 @@ class Stage:
       (1, patch // scale, patch // scale, 3),
       (1, patch, patch, channels),
       generator_variables,
+      discriminator_variables,
     )
 
   def optimizer(self):
@@ -136,6 +139,17 @@ class Stage:
     model = model_file.read_model(path)
     model_file.check_same_shapes(
       {"config.generator": self.abstract.ema_variables, path: model.variables}
+    )
+    return model
+
+  def load_discriminator(self, path: str) -> model_file.Model:
+    """Reads the discriminator to start from, and checks that it is this network."""
+    model, ours = model_file.read_discriminator(path), self.abstract.discriminator
+    model_file.check_same_shapes(
+      {
+        "config.discriminator": {"params": ours.params, "batch_stats": ours.batch_stats},
+        path: model.variables,
+      }
     )
     return model
 
@@ -164,9 +178,12 @@ class Stage:
     config = self.config
     self.vgg = vgg.load_vgg(config.perceptual.weights) if config.perceptual.weight else None
     self.step = make_step(self, self.vgg)  # not compiled yet
-    self.model = None
-    if config.init_from and self.restored is None:
-      self.model = self.load_model(config.init_from)
+    self.model, self.model_d = None, None
+    if self.restored is None:
+      if config.init_from:
+        self.model = self.load_model(config.init_from)
+      if config.discriminator.init_from and self.discriminator:
+        self.model_d = self.load_discriminator(config.discriminator.init_from)
 
   def pack(self) -> None:
     """Decodes what is not in the cache yet."""
@@ -248,11 +265,16 @@ def train_stage(stage: Stage) -> None:
 def start_state(stage: Stage) -> tuple[train_state.TrainState, dict[str, Any]]:
   """Creates the state at step 0, fresh or from a model, and the record of where it comes from."""
   create = jax.jit(stage.create_state, out_shardings=sharding.replicated(stage.mesh))
+  variables_d = None
+  if stage.model_d:
+    _say(f"{stage.run}: starting from the discriminator {stage.model_d.info['digest']}")
+    variables_d = stage.model_d.variables
   if stage.model is None:
-    return create(), {"info": {"ancestry": []}}
+    return create(None, variables_d), {"info": {"ancestry": []}}
   info = stage.model.info
   _say(f"{stage.run}: starting from the model {info['digest']}")
-  return create(stage.model.variables), {"info": {"ancestry": [info["digest"], *info["ancestry"]]}}
+  ancestry = [info["digest"], *info["ancestry"]]
+  return create(stage.model.variables, variables_d), {"info": {"ancestry": ancestry}}
 
 
 def make_step(stage: Stage, weights: vgg.VGG | None) -> train_step.TrainStep:
@@ -363,16 +385,18 @@ def evaluate_state(
   upscale = evaluate.make_upscaler(stage.generator, jax.device_get(state.ema_variables))
   grids = {}
 
-  def keep(image, sr, scores):
+  def keep(image, srs, scores):
     del scores
     if len(grids) < 4:
       scale = stage.config.scale
       lr = image.lr.repeat(scale, axis=0).repeat(scale, axis=1)
-      grid = np.concatenate([lr, sr, image.hr], axis=1)
+      grid = np.concatenate([lr, srs["ema"], image.hr], axis=1)
       grids[f"eval/{image.name}"] = (grid if grid.ndim == 3 else grid[:, :, None])[None]
 
-  scores = evaluate.evaluate_images(upscale, stage.test_images, stage.config.scale, keep)
-  means = {key: value for key, value in scores.items() if key != "images"}
+  scored = evaluate.evaluate_set(
+    {"ema": upscale}, stage.test_images, stage.config.scale, keep=keep
+  )["ema"]
+  means = {key: value for key, value in scored.items() if key != "images"}
   writer.scalars(step, {f"eval/{key}": value for key, value in means.items()}, {})
   writer.images(step, grids)
   _say(f"  step {step}: " + "  ".join(f"{key} {value:.4f}" for key, value in means.items()))

@@ -60,6 +60,7 @@ def create_train_state(
   lr_shape: tuple[int, int, int, int],
   hr_shape: tuple[int, int, int, int],
   generator_variables: dict[str, Params] | None = None,
+  discriminator_variables: dict[str, Params] | None = None,
 ) -> TrainState:
   """Initialises both networks; jit and `jax.eval_shape` take it as it is.
 
@@ -72,6 +73,7 @@ def create_train_state(
     lr_shape: [N, h, w, c] of a batch; N may be 1.
     hr_shape: [N, H, W, c] of a batch.
     generator_variables: {'params', 'batch_stats'} to start from instead of a fresh generator.
+    discriminator_variables: the same of the discriminator.
 
   Returns:
     The state at step 0, with `ema_params` equal to the generator's parameters. It is a copy: an
@@ -83,7 +85,9 @@ def create_train_state(
   params_g = generator_variables["params"]
   net_d = None
   if discriminator is not None:
-    variables_d = discriminator.init(key_d, jnp.zeros(hr_shape), train=False)
+    variables_d = discriminator_variables
+    if variables_d is None:
+      variables_d = discriminator.init(key_d, jnp.zeros(hr_shape), train=False)
     net_d = NetState(
       params=variables_d["params"],
       opt_state=optimizer_d.init(variables_d["params"]),

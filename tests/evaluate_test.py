@@ -14,6 +14,7 @@ from tiny_models import make_model
 from sr_jax import evaluate
 from sr_jax import images
 from sr_jax import model_file
+from sr_jax import tables
 from sr_jax.generators import GENERATORS
 
 # LR heights and widths of Set14 at x4.
@@ -194,30 +195,59 @@ def test_means_are_over_the_images():
   colours = [evaluate.TestImage(f"{i}.png", photo(24, 24, seed=i), None) for i in range(2)]
   grey = evaluate.TestImage("grey.png", photo(24, 24, channels=0), None)
   kept = []
-  scores = evaluate.evaluate_images(
-    upscale=lambda lr: photo(24, 24, seed=9) if len(kept) < 2 else photo(24, 24, 0, seed=9),
-    test_images=[image._replace(lr=np.zeros(1)) for image in (*colours, grey)],
-    scale=4,
-    keep=lambda *seen: kept.append(seen),
+  upscalers = {
+    "a": lambda lr: photo(24, 24, seed=9) if lr.ndim == 3 else photo(24, 24, 0, seed=9),
+    "b": lambda lr: photo(24, 24, seed=7) if lr.ndim == 3 else photo(24, 24, 0, seed=7),
+  }
+  test_images = [image._replace(lr=np.zeros(image.hr.shape)) for image in (*colours, grey)]
+  scores = evaluate.evaluate_set(
+    upscalers, iter(test_images), scale=4, keep=lambda *seen: kept.append(seen)
   )
-  per_image = scores.pop("images")
-  assert list(per_image) == ["0.png", "1.png", "grey.png"]
-  assert per_image["1.png"] == evaluate.score(photo(24, 24, seed=9), colours[1].hr, 4)
-  assert set(scores) == {"psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb"}
-  assert scores["psnr_y"] == pytest.approx(sum(s["psnr_y"] for s in per_image.values()) / 3)
-  rgb = [per_image[name]["ssim_rgb"] for name in ("0.png", "1.png")]
-  assert scores["ssim_rgb"] == pytest.approx(sum(rgb) / 2)  # a grey file has none
-  assert [image.name for image, _, _ in kept] == ["0.png", "1.png", "grey.png"]
-  np.testing.assert_array_equal(kept[1][1], photo(24, 24, seed=9))
-  assert kept[1][2] == per_image["1.png"]
+  assert list(scores) == ["a", "b"]
+  for label, seed in (("a", 9), ("b", 7)):
+    means = scores[label]
+    per_image = means.pop("images")
+    assert list(per_image) == ["0.png", "1.png", "grey.png"]
+    assert per_image["1.png"] == evaluate.score(photo(24, 24, seed=seed), colours[1].hr, 4)
+    assert set(means) == {"psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb"}
+    assert means["psnr_y"] == pytest.approx(sum(s["psnr_y"] for s in per_image.values()) / 3)
+    rgb = [per_image[name]["ssim_rgb"] for name in ("0.png", "1.png")]
+    assert means["ssim_rgb"] == pytest.approx(sum(rgb) / 2)  # a grey file has none
+    assert [image.name for image, _, _ in kept] == ["0.png", "1.png", "grey.png"]
+    np.testing.assert_array_equal(kept[1][1][label], photo(24, 24, seed=seed))
+    assert kept[1][2][label] == per_image["1.png"]
+
+
+def test_images_of_like_sizes_are_scored_together_and_named_in_order(monkeypatch):
+  monkeypatch.setattr(evaluate.jax, "default_backend", lambda: "gpu")  # batches of 8
+  sizes = [(24, 24), (40, 40), (25, 30), (24, 28), (40, 47)]
+  hrs = [photo(*size, seed=i) for i, size in enumerate(sizes)]
+  test_images = [evaluate.TestImage(str(i), hr, hr) for i, hr in enumerate(hrs)]
+  seen = []
+  monkeypatch.setattr(
+    evaluate.metrics, "score_batch",
+    lambda sr, *args, _real=evaluate.metrics.score_batch, **kw: (
+      seen.append(sr.shape), _real(sr, *args, **kw))[1],
+  )  # fmt: skip
+  blurred = lambda lr: np.clip(lr.astype(int) + 9, 0, 255).astype(np.uint8)  # noqa: E731
+  scores = evaluate.evaluate_set({"x": blurred}, test_images, scale=2)["x"]["images"]
+  assert list(scores) == list("01234")
+  assert sorted(seen) == [(2, 48, 48, 3), (3, 32, 32, 3)]
+  for name, hr in zip(scores, hrs, strict=True):
+    cut = slice(2, -2)
+    expected = references.psnr(blurred(hr)[cut, cut], hr[cut, cut])
+    assert scores[name]["psnr_rgb"] == pytest.approx(expected, abs=1e-9)
 
 
 def test_what_cannot_be_scored_is_named():
   with pytest.raises(ValueError, match="no image to evaluate"):
-    evaluate.evaluate_images(lambda lr: lr, [], 4)
+    evaluate.evaluate_set({"x": lambda lr: lr}, [], 4)
   small = evaluate.TestImage("icon.png", photo(16, 16), photo(16, 16))
   with pytest.raises(ValueError, match="icon.png: border=4 of a 16x16 image"):
-    evaluate.evaluate_images(lambda lr: lr, [small], 4)
+    evaluate.evaluate_set({"x": lambda lr: lr}, [small], 4)
+  other = evaluate.TestImage("pair.png", photo(24, 24), photo(20, 24))
+  with pytest.raises(ValueError, match=r"pair.png: .*are \[20, 24, 3\] and \[24, 24, 3\]"):
+    evaluate.evaluate_set({"x": lambda lr: lr}, [other], 4)
 
 
 @pytest.mark.parametrize(
@@ -226,7 +256,7 @@ def test_what_cannot_be_scored_is_named():
 )
 def test_bicubic_scores_what_the_papers_say(shared, name, psnr_y, ssim_y):
   set_name, count, test_images = evaluate.open_test_set(str(shared / f"data/benchmark/{name}"), 4)
-  scores = evaluate.evaluate_images(evaluate.bicubic_upscaler(4), test_images, 4)
+  scores = evaluate.evaluate_set({"x": evaluate.bicubic_upscaler(4)}, test_images, 4)["x"]
   assert set_name == name
   assert count == len(scores["images"]) == {"Set5": 5, "Set14": 14, "BSD100": 100}[name]
   assert scores["psnr_y"] == pytest.approx(psnr_y, abs=0.02)
@@ -254,8 +284,8 @@ def model_path(tmp_path) -> pathlib.Path:
   return tmp_path / "tiny.safetensors"
 
 
-def run(*arguments) -> None:
-  evaluate.main([str(argument) for argument in arguments])
+def run(*arguments, metrics: str = "psnr") -> None:
+  evaluate.main([*map(str, arguments), "--metrics", metrics])
 
 
 def check_files(results: dict, folder: pathlib.Path, photos: pathlib.Path) -> None:
@@ -320,7 +350,7 @@ def test_the_same_command_again_changes_nothing(tmp_path, photos):
   for _ in range(2):
     run("--model", "bicubic", "--data", photos, "--output", tmp_path / "out")
     files = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
-  assert len(files) == 4 + 2
+  assert len(files) == 4 + 6  # results.json, table.md, .csv, .json, comparison.png, report.html
   run("--model", "bicubic", "--data", photos, "--output", tmp_path / "out")
   assert {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()} == files
 
@@ -376,12 +406,101 @@ def test_labels(tmp_path, monkeypatch):
     assert evaluate._label(spec) == (label, model)
 
 
-def test_the_table():
-  colour = {"psnr_y": 28.4215, "ssim_y": 0.81035, "psnr_rgb": 26.691, "ssim_rgb": 1.0}
-  grey = {"psnr_y": 30.0, "ssim_y": 0.5}
-  table = evaluate.format_table({"b": {"Set5": colour}, "my model": {"a long name": grey}})
-  assert table.splitlines() == [
-    "model     set            psnr_y    ssim_y  psnr_rgb  ssim_rgb",
-    "b         Set5            28.42    0.8104     26.69    1.0000",
-    "my model  a long name     30.00    0.5000         -         -",
+NIQE = "weights/niqe_pris_params.npz"
+
+
+def test_every_score_and_the_perceptual_index(shared, tmp_path, photos, capsys):
+  big = photo(220, 230, seed=3)
+  images.write_image(tmp_path / "set" / "big.png", big)
+  (tmp_path / "ma.json").write_text(json.dumps({"bicubic": {"set": {"big.png": 6.5}}}))
+  arguments = ["--model", "bicubic", "--data", tmp_path / "set", "--output", tmp_path / "out"]
+  run(
+    *arguments, "--niqe_params", shared / NIQE, "--ma", tmp_path / "ma.json",
+    metrics="lpips_alex,niqe",
+  )  # fmt: skip
+  results = json.loads((tmp_path / "out" / "results.json").read_text())
+  scores = results["sets"]["set"]
+  assert {"lpips_alex", "niqe", "ma", "pi", "rmse"} <= set(scores) & set(tables.DIGITS)
+  assert "lpips_vgg" not in scores
+  assert {"lpips_alex", "niqe", "pi"} <= set(results["protocol"])
+  assert scores["pi"] == pytest.approx((10 - 6.5 + scores["niqe"]) / 2)
+  sr = np.asarray(Image.open(tmp_path / "out" / "set" / "big.png")).astype(float)
+  hr = big[:220, :228].astype(float)
+  error = luma(sr[4:-4, 4:-4]) - luma(hr[4:-4, 4:-4])
+  assert scores["rmse"] == pytest.approx(np.sqrt(np.mean(error**2)), rel=1e-6)
+  assert scores["images"]["big.png"]["ma"] == 6.5
+  head = capsys.readouterr().out.splitlines()[0].split()
+  assert head == ["model", "set", *evaluate.SCORES, "lpips_alex", "niqe", "ma", "pi", "rmse"]
+  # By default what can be computed here: LPIPS, whose weights come installed.
+  run(*arguments, metrics="")
+  results = json.loads((tmp_path / "out" / "results.json").read_text())
+  assert set(results["sets"]["set"]) == {*evaluate.SCORES, "lpips_alex", "lpips_vgg", "images"}
+
+
+def test_images_too_small_for_niqe_are_left_out_of_its_mean(shared, tmp_path):
+  for i, size in enumerate([(60, 60), (220, 220)]):
+    images.write_image(tmp_path / "set" / f"{i}.png", photo(*size, seed=i))
+  run(
+    "--model", "bicubic", "--data", tmp_path / "set", "--output", tmp_path / "out",
+    "--niqe_params", shared / NIQE, metrics="niqe",
+  )  # fmt: skip
+  scores = json.loads((tmp_path / "out" / "results.json").read_text())["sets"]["set"]
+  assert "niqe" not in scores["images"]["0.png"]
+  assert scores["niqe"] == scores["images"]["1.png"]["niqe"]
+
+
+@pytest.mark.parametrize(
+  "arguments, message",
+  [
+    (["--metrics", "psnr,lpips"], "'lpips' must be one of psnr, ssim, lpips_alex"),
+    (["--metrics", "niqe"], "--metrics=niqe needs --niqe_params=FILE"),
+    (["--ma", "ma.json"], "names the model 'GAN'; there are bicubic"),
+    (["--ma", "list.json"], "must be JSON of the form"),
+  ],
+)
+def test_bad_settings_are_refused(tmp_path, photos, monkeypatch, arguments, message):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "ma.json").write_text('{"GAN": {"set": {"a": 1}}}')
+  (tmp_path / "list.json").write_text("[1]")
+  with pytest.raises(ValueError, match=message):
+    evaluate.main(["--model", "bicubic", "--data", str(photos), "--output", "out", *arguments])
+  assert not (tmp_path / "out").exists()
+
+
+def test_the_perceptual_index_needs_every_image():
+  results = {"s": {"niqe": 4.0, "images": {"a": {"psnr_y": 20.0, "niqe": 4.0}, "b": {"psnr_y": 9}}}}
+  with pytest.raises(ValueError, match="PI of s needs every image; b lacks a score in --ma"):
+    evaluate.perceptual_indices(results, {"s": {"a": 5.0}})
+  with pytest.raises(ValueError, match="b lacks a NIQE; give --niqe_params"):
+    evaluate.perceptual_indices(results, {"s": {"a": 5.0, "b": 5.0}})
+  with pytest.raises(ValueError, match="--ma names the set 't'; there are s"):
+    evaluate.perceptual_indices(results, {"t": {}})
+
+
+def test_files_of_results_are_json_that_every_reader_takes(tmp_path):
+  """A model that gives the HR image back: its PSNR is infinite, which JSON has no number for."""
+  images.write_image(tmp_path / "flat" / "a.png", np.full((40, 40, 3), 77, np.uint8))
+  run("--model", "bicubic", "--data", tmp_path / "flat", "--output", tmp_path / "out")
+
+  def refuse(constant):
+    raise AssertionError(constant)
+
+  for name in ("results.json", "table.json"):
+    text = (tmp_path / "out" / name).read_text()
+    loaded = json.loads(text, parse_constant=refuse)
+    assert loaded
+  results = json.loads((tmp_path / "out" / "results.json").read_text())
+  assert results["sets"]["flat"]["psnr_y"] is None
+  assert "| inf |" in (tmp_path / "out" / "table.md").read_text()
+
+
+def test_curves_of_a_run(tmp_path):
+  lines = [
+    '{"step": 1, "loss_g": 2.0, "timing": {"eta": 3}}',
+    '{"step": 2, "loss_g": 1.5, "eval/psnr_y": 20}',
+    '{"step": 3, "los',
   ]
+  (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+  curves = evaluate.read_curves(str(tmp_path))
+  assert curves == {"loss_g": [(1, 2.0), (2, 1.5)], "eval/psnr_y": [(2, 20.0)]}
+  assert evaluate.read_curves("bicubic") == {}

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sr_jax import state_dicts
+from sr_jax.formats import state_dicts
 from sr_jax.generators import GENERATORS, MSRResNet, ResidualNet, RRDBNet, SRResNet
 
 

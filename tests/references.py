@@ -119,3 +119,74 @@ def dihedral(image: np.ndarray, op: int) -> np.ndarray:
         to_y, to_x = to_x, to_y
       result[to_y, to_x] = image[y, x]
   return result
+
+
+def generalised_gaussian(values: np.ndarray) -> tuple[float, float, float, float]:
+  """Shape, mean and both spreads of an asymmetric generalised Gaussian; NaN of an empty side."""
+  values = [float(value) for value in values.ravel()]
+
+  def deviation(side: list) -> float:
+    return math.sqrt(math.fsum(v * v for v in side) / len(side)) if side else math.nan
+
+  left, right = deviation([v for v in values if v < 0]), deviation([v for v in values if v > 0])
+  shape = 0.2  # the first of the table, where there is no ratio to look for
+  if not math.isnan(left * right):
+    shape = generalised_gaussian_shape(values, left / right)
+  spread = math.sqrt(math.gamma(1 / shape) / math.gamma(3 / shape))
+  mean = (right - left) * spread * math.gamma(2 / shape) / math.gamma(1 / shape)
+  return shape, mean, left * spread, right * spread
+
+
+def generalised_gaussian_shape(values: list, skew: float) -> float:
+  """The shape in the table whose moments are nearest to those of the values."""
+  absolute, square = math.fsum(map(abs, values)), math.fsum(v * v for v in values)
+  ratio = absolute**2 / len(values) / square
+  ratio = ratio * (skew**3 + 1) * (skew + 1) / (skew**2 + 1) ** 2
+
+  def error(shape: float) -> float:
+    return abs(math.gamma(2 / shape) ** 2 / math.gamma(1 / shape) / math.gamma(3 / shape) - ratio)
+
+  return min((0.2 + 0.001 * i for i in range(9801)), key=error)
+
+
+def niqe_features(luma: np.ndarray, window: np.ndarray) -> np.ndarray:
+  """Rounded Y [H, W] -> [blocks, 36], block by block and pixel by pixel."""
+  rows, columns = (n // 96 for n in luma.shape)
+  image = luma[: rows * 96, : columns * 96].astype(float)
+  scales = []
+  for block in (96, 48):
+    contrast = np.empty_like(image)
+    around = np.pad(image, 3, mode="edge")
+    for y in range(image.shape[0]):
+      for x in range(image.shape[1]):
+        patch = around[y : y + 7, x : x + 7] - image[y, x]  # all zeros where it is flat
+        mean = (window * patch).sum()
+        variance = (window * patch**2).sum() - mean**2
+        contrast[y, x] = -mean / (math.sqrt(abs(variance)) + 1)
+    features = []
+    for top in range(0, image.shape[0], block):
+      for left in range(0, image.shape[1], block):
+        tile = contrast[top : top + block, left : left + block]
+        shape, _, below, above = generalised_gaussian(tile)
+        features.append([shape, (below + above) / 2])
+        for dy, dx in ((0, 1), (1, 0), (1, 1), (1, -1)):
+          neighbour = np.array(
+            [[tile[(y - dy) % block, (x - dx) % block] for x in range(block)] for y in range(block)]
+          )
+          features[-1] += generalised_gaussian(tile * neighbour)
+    scales.append(features)
+    for _ in range(2):  # rows, then columns
+      half = resize_line(list(image), Fraction(1, 2), "mirror")
+      image = np.array(half, float).T
+  return np.concatenate(scales, axis=1)
+
+
+def niqe(luma: np.ndarray, mean: np.ndarray, covariance: np.ndarray, window: np.ndarray) -> float:
+  """Distance of a photograph's statistics from a model's, of Y [H, W]."""
+  features = niqe_features(luma, window)
+  whole = [row for row in features if not any(map(math.isnan, row))]
+  center = sum(whole) / len(whole)
+  spread = sum(np.outer(row - center, row - center) for row in whole) / (len(whole) - 1)
+  columns = [[value for value in column if not math.isnan(value)] for column in features.T]
+  difference = np.array([math.fsum(column) / len(column) for column in columns]) - mean
+  return math.sqrt(difference @ np.linalg.solve((covariance + spread) / 2, difference))

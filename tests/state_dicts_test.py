@@ -1,17 +1,14 @@
-"""Tests of sr_jax/state_dicts.py. That equal names mean equal networks is tested where the networks
-are, by PyTorch modules that load these state dicts; here are round trips, refusals, other readers.
+"""Tests of sr_jax/formats/state_dicts.py. That equal names mean equal networks is tested where the
+networks are, by PyTorch modules that load these state dicts, and in dialects_test.py, by reading
+such modules' own; here are round trips and refusals. spandrel_test.py has the other readers.
 """
-
-import importlib.machinery
-import sys
-import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sr_jax import state_dicts
+from sr_jax.formats import state_dicts
 from sr_jax.discriminators import DISCRIMINATORS
 from sr_jax.generators import GENERATORS
 
@@ -180,53 +177,3 @@ def test_published_files_keep_their_keys(shared):
   assert set(back) == set(state)
   for key, array in state.items():
     np.testing.assert_array_equal(back[key], array)
-
-
-class NoTorchvision:
-  """An import finder that answers every torchvision.* with an empty module.
-
-  spandrel imports torchvision at its top; the architecture compared here needs nothing of it.
-  """
-
-  def find_spec(self, name, path=None, target=None):
-    if name.split(".")[0] == "torchvision":
-      return importlib.machinery.ModuleSpec(name, self, is_package=True)
-    return None
-
-  def create_module(self, spec):
-    module = types.ModuleType(spec.name)
-    module.__getattr__ = lambda attribute: type(attribute, (), {})
-    return module
-
-  def exec_module(self, module):
-    pass
-
-
-@pytest.fixture
-def spandrel_esrgan(monkeypatch):
-  pytest.importorskip("torch")
-  before = set(sys.modules)
-  monkeypatch.setattr(sys, "meta_path", [NoTorchvision(), *sys.meta_path])
-  esrgan = pytest.importorskip("spandrel.architectures.ESRGAN")
-  yield esrgan.ESRGANArch()
-  for name in set(sys.modules) - before:
-    if name.split(".")[0] in ("torchvision", "spandrel"):
-      del sys.modules[name]
-
-
-@pytest.mark.parametrize("kwargs", [{}, {"scale": 2, "input_unshuffle": 2}])
-def test_spandrel_reads_our_rrdbnet_and_computes_the_same(spandrel_esrgan, kwargs):
-  import torch
-
-  # spandrel has a growth of 32 whatever the file says.
-  net = GENERATORS["rrdbnet"](features=16, blocks=2, growth=32, **kwargs)
-  lr = np.random.default_rng(1).uniform(size=(1, 12, 14, 3)).astype(np.float32)
-  variables = random_variables(net, lr)
-  variables = jax.tree.map(lambda x: x * np.float32(0.3), variables)
-  state = state_dicts.to_state_dict("rrdbnet", variables)
-  model = spandrel_esrgan.load({key: torch.tensor(array) for key, array in state.items()})
-  assert model.scale == net.scale
-  with torch.no_grad():
-    expected = model.model(torch.tensor(lr).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).numpy()
-  actual = jax.jit(lambda v, lr: net.apply(v, lr, train=False))(variables, lr)
-  np.testing.assert_allclose(actual, expected, atol=1e-4 * np.abs(expected).max())

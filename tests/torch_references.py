@@ -215,6 +215,74 @@ class UNetDiscriminator(nn.Module):
     return self.conv9(act(self.conv8(act(self.conv7(x))))).squeeze(1)
 
 
+class ESRGAN(nn.Module):
+  """RRDBNet of any number of channels and up-convolutions, with the names of two code bases.
+
+  `ups` factors of 2, `unshuffle` of the input first. names 'basicsr', or 'rrdb_trunk' of ESRGAN's
+  own second release.
+  """
+
+  def __init__(self, features, blocks, growth, channels=3, ups=2, unshuffle=1, names="basicsr"):
+    super().__init__()
+    self.body_name, rdb, self.trunk_name, self.up_name, self.hr_name = {
+      "basicsr": ("body", "rdb", "conv_body", "conv_up", "conv_hr"),
+      "rrdb_trunk": ("RRDB_trunk", "RDB", "trunk_conv", "upconv", "HRconv"),
+    }[names]
+    self.ups, self.unshuffle, self.rdb = ups, unshuffle, rdb
+
+    def block():
+      return nn.ModuleDict({f"{rdb}{i}": DenseBlock(features, growth) for i in (1, 2, 3)})
+
+    self.conv_first = conv3(channels * unshuffle**2, features)
+    setattr(self, self.body_name, nn.ModuleList([block() for _ in range(blocks)]))
+    setattr(self, self.trunk_name, conv3(features, features))
+    for i in range(ups):
+      setattr(self, f"{self.up_name}{i + 1}", conv3(features, features))
+    setattr(self, self.hr_name, conv3(features, features))
+    self.conv_last = conv3(features, channels)
+
+  def forward(self, x):
+    x = y = self.conv_first(F.pixel_unshuffle(x, self.unshuffle))
+    for block in getattr(self, self.body_name):
+      z = y
+      for i in (1, 2, 3):
+        z = block[f"{self.rdb}{i}"](z)
+      y = y + 0.2 * z
+    x = x + getattr(self, self.trunk_name)(y)
+    for i in range(self.ups):
+      up = getattr(self, f"{self.up_name}{i + 1}")
+      x = F.leaky_relu(up(F.interpolate(x, scale_factor=2, mode="nearest")), 0.2)
+    return self.conv_last(F.leaky_relu(getattr(self, self.hr_name)(x), 0.2))
+
+
+class LeftthomasGenerator(nn.Module):
+  """SRGAN's generator with the names of the repository leftthomas/SRGAN: five blocks, tanh."""
+
+  class Upsampling(nn.Module):
+    def __init__(self, features):
+      super().__init__()
+      self.conv = conv3(features, 4 * features)
+      self.prelu = nn.PReLU()
+
+    def forward(self, x):
+      return self.prelu(F.pixel_shuffle(self.conv(x), 2))
+
+  def __init__(self, features, ups):
+    super().__init__()
+    self.block1 = nn.Sequential(nn.Conv2d(3, features, 9, padding=4), nn.PReLU())
+    for i in range(2, 7):
+      setattr(self, f"block{i}", BatchNormBlock(features, 1))
+    self.block7 = nn.Sequential(conv3(features, features), nn.BatchNorm2d(features))
+    upsampling = [self.Upsampling(features) for _ in range(ups)]
+    self.block8 = nn.Sequential(*upsampling, nn.Conv2d(features, 3, 9, padding=4))
+
+  def forward(self, x):
+    x = y = self.block1(x)
+    for i in range(2, 8):
+      y = getattr(self, f"block{i}")(y)
+    return (torch.tanh(self.block8(x + y)) + 1) / 2
+
+
 def vgg(widths, convs):
   """torchvision's `features`: convolutions and ReLUs, a pool after each block."""
   layers, channels = [], 3

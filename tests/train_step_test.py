@@ -17,7 +17,7 @@ from sr_jax import generators
 from sr_jax import losses
 from sr_jax import schedules
 from sr_jax import sharding
-from sr_jax import state_dicts
+from sr_jax.formats import state_dicts
 from sr_jax import train_state
 from sr_jax import train_step
 from sr_jax import vgg

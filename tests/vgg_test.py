@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from sr_jax import vgg
 
@@ -273,3 +274,18 @@ def test_magnitude_factor():
     vgg.magnitude_factor("conv5_4", "keras", "torchvision")
   with pytest.raises(ValueError, match="'pool5' is not a VGG layer"):
     vgg.magnitude_factor("pool5", "caffe", "torchvision")
+
+
+def test_a_layer_without_its_bias_is_named(tmp_path):
+  convs = [name for name, _ in vgg._conv_names(16)]
+  index, arrays, block = 0, {}, "1"
+  for name in convs:
+    index += name[4] != block
+    block = name[4]
+    arrays[f"features.{index}.weight"] = np.zeros((1, 1, 3, 3), np.float32)
+    arrays[f"features.{index}.bias"] = np.zeros(1, np.float32)
+    index += 2
+  del arrays["features.5.bias"]
+  safetensors.numpy.save_file(arrays, tmp_path / "vgg.safetensors")
+  with pytest.raises(ValueError, match="features.5 has no weight of 4 axes and bias of one"):
+    vgg.load_vgg(str(tmp_path / "vgg.safetensors"))

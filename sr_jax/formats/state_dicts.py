@@ -1,8 +1,8 @@
 """Our variables to and from state dicts with PyTorch's names, as numpy arrays in memory.
 
-The names are BasicSR's where it has the network. Nothing here touches files: those, and wrappers
-such as `params_ema`, are their readers' matter. A file in another dialect of the same networks is
-to be renamed to these keys first; `from_state_dict` then needs to know of no dialect.
+The names are BasicSR's where it has the network. `read_generator` and `read_discriminator` take
+what a file holds, whoever wrote it: `dialects.py` opens its wrappers and renames its keys, so that
+`from_state_dict` knows these names only. Nothing here touches files.
 """
 
 import math
@@ -17,6 +17,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from sr_jax.discriminators import DISCRIMINATORS
+from sr_jax.formats import dialects
 from sr_jax.generators import GENERATORS
 
 StateDict = dict[str, np.ndarray]
@@ -31,6 +32,52 @@ _LEAVES = {
   "mean": "running_mean",
   "var": "running_var",
 }
+
+
+# No network has more channels; without a limit a damaged file could ask for any amount of memory.
+_MOST = 2**20
+
+
+def read_generator(tree: Any) -> tuple[str, dict[str, Any], Variables, dict[str, str]]:
+  """Recognises a generator in what a file of weights holds, whichever program wrote it.
+
+  Args:
+    tree: nested dicts with arrays, as `torch.save` and the like were given them.
+
+  Returns:
+    As `from_state_dict`, and facts for people: 'dialect' of the keys, 'wrapper' that was opened
+    ('' where there was none), 'dtype' of the file's arrays.
+
+  Raises:
+    ValueError: it is no generator that sr_jax knows; names the first key that does not fit.
+  """
+  state, wrapper = dialects.unwrap(tree)
+  renamed, dialect = dialects.rename(state)
+  try:
+    name, kwargs, variables = from_state_dict(renamed)
+  except ValueError as error:
+    if dialect == "basicsr":
+      raise
+    raise ValueError(f"{error} (as BasicSR names what is in the dialect {dialect!r})") from error
+  kwargs |= dialects.FIELDS.get(dialect, {})
+  return name, kwargs, variables, _facts(state, dialect, wrapper)
+
+
+def read_discriminator(tree: Any) -> tuple[str, dict[str, Any], Variables, dict[str, str]]:
+  """Recognises a discriminator as `read_generator` does a generator.
+
+  Args:
+    tree: nested dicts with arrays.
+
+  Returns:
+    As `discriminator_from_state_dict`, and facts: 'dialect', 'wrapper', 'dtype'.
+
+  Raises:
+    ValueError: it is no discriminator that sr_jax knows; names the first key that does not fit.
+  """
+  state, wrapper = dialects.unwrap(tree, "discriminator")
+  renamed, dialect = dialects.rename_discriminator(state)
+  return *discriminator_from_state_dict(renamed), _facts(state, dialect, wrapper)
 
 
 def to_state_dict(name: str, variables: Mapping[str, Any]) -> StateDict:
@@ -74,15 +121,55 @@ def from_state_dict(state: Mapping[str, Any]) -> tuple[str, dict[str, Any], Vari
   name = _recognise(state)
   kwargs = _infer(name, state)
   channels = np.shape(state["conv_first.weight"])[1] // kwargs.get("input_unshuffle", 1) ** 2
-  shapes = _shapes(GENERATORS[name](**kwargs), jnp.zeros((1, 8, 8, channels)))
-  _compare(state, to_state_dict(name, shapes), name)
+  shapes = _shapes(GENERATORS[name](**kwargs), (1, 8, 8, channels))
+  expected = {key: array.shape for key, array in to_state_dict(name, shapes).items()}
+  _compare(state, expected, name)
 
   variables = {}
   for path, like in _flatten(shapes):
     keys = [_key(path, i) for i in range(len(like))] if path[1] == "body" else [_key(path)]
-    arrays = [_from_torch(path, np.asarray(state[key], np.float32)) for key in keys]
+    arrays = [_from_torch(path, _float32(state, key)) for key in keys]
     variables[path] = np.stack(arrays) if path[1] == "body" else arrays[0]
   return name, kwargs, unflatten_dict(variables)
+
+
+def spandrel_objection(
+  name: str, kwargs: Mapping[str, Any], *, in_channels: int | None = None
+) -> str | None:
+  """Says why spandrel, which chaiNNer and ComfyUI read models with, cannot use a generator's file.
+
+  Not each of these files is refused there: some are taken for another network, without a word.
+  Found with spandrel 0.4.2.
+
+  Args:
+    name: a key of GENERATORS.
+    kwargs: fields of the module.
+    in_channels: of the LR image; out_channels if None.
+
+  Returns:
+    What is wrong and what to do; None where spandrel computes what the module does.
+  """
+  advice = "write .onnx for other programs instead"
+  if name != "rrdbnet":
+    return f"spandrel knows no {name}, of the generators here only rrdbnet; {advice}"
+  net = GENERATORS[name](**kwargs)
+  if net.growth != 32:
+    return f"spandrel builds each ESRGAN with growth=32, this one has {net.growth}; {advice}"
+  if net.residual_scale != 0.2:
+    return (
+      f"spandrel computes each ESRGAN with residual_scale=0.2, this one has {net.residual_scale}; "
+      f"{advice}"
+    )
+  if net.scale * net.input_unshuffle == 3:
+    return f"spandrel takes an x3 ESRGAN of sr_jax for an x1; {advice}"
+  channels = (in_channels or net.out_channels) * net.input_unshuffle**2
+  if _unshuffle(channels, net.out_channels) != net.input_unshuffle:
+    return (
+      f"spandrel takes an ESRGAN whose first convolution sees 4 or 16 times its out_channels="
+      f"{net.out_channels}, and no other, for one that pixel-unshuffles its input; this one sees "
+      f"{channels}, with input_unshuffle={net.input_unshuffle}; {advice}"
+    )
+  return None
 
 
 def discriminator_to_state_dict(variables: Mapping[str, Any]) -> StateDict:
@@ -139,14 +226,10 @@ def discriminator_from_state_dict(
     size = side * 2 ** len(_stages(state))
   features, in_channels = _shape(state, first, 4)[:2]
   kwargs = {"features": features}
-  image = jnp.zeros((1, size, size, in_channels))
-  shapes = _shapes(DISCRIMINATORS[name](**kwargs), image)
-  _compare(state, discriminator_to_state_dict(shapes), name)
+  shapes = _shapes(DISCRIMINATORS[name](**kwargs), (1, size, size, in_channels))
+  _compare(state, _discriminator_shapes(shapes), name)
 
-  state = {
-    key.replace("weight_orig", "weight"): np.asarray(array, np.float32)
-    for key, array in state.items()
-  }
+  state = {key.replace("weight_orig", "weight"): _float32(state, key) for key in state}
   if "linear1.weight" in state:
     kernel = state["linear1.weight"].reshape(outputs, channels, side, side)
     state["linear1.weight"] = kernel.transpose(0, 2, 3, 1).reshape(outputs, -1)
@@ -205,18 +288,23 @@ def _linear1(state: Mapping[str, Any]) -> tuple[int, int, int]:
   """Outputs of linear1, and side and channels of the square of features that it flattens."""
   outputs, inputs = _shape(state, "linear1.weight", 2)
   channels = _shape(state, _stages(state)[-1], 4)[0]
-  return outputs, math.isqrt(inputs // channels), channels
+  side = math.isqrt(inputs // channels)
+  if side**2 * channels != inputs:
+    raise ValueError(
+      f"'linear1.weight' has {inputs} inputs, expected a square of pixels times {channels} channels"
+    )
+  return outputs, side, channels
 
 
 def _recognise(state: Mapping[str, Any]) -> str:
   """The generator whose own keys are there."""
-  for name, keys in (
-    ("rrdbnet", {"body.0.rdb1.conv1.weight"}),
-    ("srresnet", {"body.0.bn1.weight"}),
-    ("residualnet", {"body.0.conv1.weight", "conv_body.weight"}),
-    ("msrresnet", {"body.0.conv1.weight"}),
+  for name, marks in (
+    ("rrdbnet", (r"body\.\d+\.rdb1\.",)),
+    ("srresnet", (r"body\.\d+\.bn1\.",)),
+    ("residualnet", (r"body\.\d+\.conv1\.", r"conv_body\.")),
+    ("msrresnet", (r"body\.\d+\.conv1\.",)),
   ):
-    if keys <= set(state):
+    if all(any(re.match(mark, key) for key in state) for mark in marks):
       return name
   raise ValueError(
     f"the state dict is of none of {', '.join(GENERATORS)}; its first key is "
@@ -242,25 +330,67 @@ def _infer(name: str, state: Mapping[str, Any]) -> dict[str, Any]:
   if name == "rrdbnet":
     kwargs["growth"] = _shape(state, "body.0.rdb1.conv1.weight", 4)[0]
     # BasicSR's x2 and x1 models see 4 and 16 times the image's channels, and upsample x4 inside.
-    kwargs["input_unshuffle"] = {4: 2, 16: 4}.get(in_channels / out_channels, 1)
+    # A network with too few up-convolutions for that must have an image of so many channels.
+    unshuffle = _unshuffle(in_channels, out_channels)
+    kwargs["input_unshuffle"] = 1 if scale % unshuffle else unshuffle
   kwargs["scale"] = scale // kwargs.get("input_unshuffle", 1)
   return kwargs
 
 
-def _shapes(module: nn.Module, image: jax.Array) -> Variables:
-  """The module's variables as zeros that take no memory."""
-  tree = jax.eval_shape(lambda: module.init(jax.random.key(0), image, train=False))
+def _unshuffle(in_channels: int, out_channels: int) -> int:
+  """The pixel-unshuffle that spandrel reads from what conv_first sees and conv_last gives.
+
+  RGBA to grey is taken for an unshuffled grey image, there and so here.
+  """
+  return {4: 2, 16: 4}.get(in_channels / out_channels, 1)
+
+
+def _float32(state: Mapping[str, Any], key: str) -> np.ndarray:
+  """An array of the state dict as float32, of half or double precision; raises for others."""
+  array = np.asarray(state[key])
+  if not jnp.issubdtype(array.dtype, jnp.floating):  # knows bfloat16, unlike numpy
+    raise ValueError(f"{key!r} has dtype {array.dtype}, expected floats")
+  return array.astype(np.float32, copy=False)
+
+
+def _facts(state: Mapping[str, Any], dialect: str, wrapper: str) -> dict[str, str]:
+  dtypes = sorted({str(array.dtype) for array in state.values()})
+  return {"dialect": dialect, "wrapper": wrapper, "dtype": ", ".join(dtypes)}
+
+
+def _shapes(module: nn.Module, image: tuple[int, ...]) -> Variables:
+  """The module's variables, on an image of this shape, as zeros that take no memory."""
+  tree = jax.eval_shape(
+    lambda image: module.init(jax.random.key(0), image, train=False),
+    jax.ShapeDtypeStruct(image, jnp.float32),
+  )
   return jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), tree)
 
 
-def _compare(state: Mapping[str, Any], expected: Mapping[str, np.ndarray], name: str):
+def _discriminator_shapes(shapes: Variables) -> dict[str, tuple[int, ...]]:
+  """Shapes of `discriminator_to_state_dict`'s arrays, which are too many to be made for that."""
+  state = {}
+  for path, array in _flatten(shapes):
+    if not path[1].endswith("_norm"):
+      state[_key(path)] = _to_torch(path, array).shape
+  for name in shapes.get("batch_stats", {}):
+    if name.endswith("_norm"):
+      layer = name.removesuffix("_norm")
+      shape = state.pop(f"{layer}.weight")
+      state[f"{layer}.weight_orig"] = shape
+      state[f"{layer}.weight_u"] = shape[:1]
+      state[f"{layer}.weight_v"] = (math.prod(shape[1:]),)
+  return state
+
+
+def _compare(state: Mapping[str, Any], expected: Mapping[str, tuple[int, ...]], name: str):
   """Raises ValueError naming the first key in which a state dict differs from what is expected."""
   for key, array in state.items():
     if key not in expected:
       raise ValueError(f"the state dict looks like {name}, which has no {key!r}")
-    if np.shape(array) != expected[key].shape:
+    if np.shape(array) != expected[key]:
       raise ValueError(
-        f"{name}: {key!r} has shape {list(np.shape(array))}, expected {list(expected[key].shape)}"
+        f"{name}: {key!r} has shape {list(np.shape(array))}, expected {list(expected[key])}"
       )
   for key in expected:
     if key not in state:
@@ -272,11 +402,16 @@ def _shape(state: Mapping[str, Any], key: str, ndim: int) -> tuple[int, ...]:
   if key not in state:
     raise ValueError(f"the state dict lacks {key!r}; its first key is {next(iter(state), None)!r}")
   shape = np.shape(state[key])
-  if len(shape) != ndim or 0 in shape:
-    raise ValueError(f"{key!r} has shape {list(shape)}, expected {ndim} axes, none empty")
+  if len(shape) != ndim or 0 in shape or max(shape) > _MOST:
+    raise ValueError(
+      f"{key!r} has shape {list(shape)}, expected {ndim} axes, none empty or longer than {_MOST}"
+    )
   return shape
 
 
 def _without_counters(state: Mapping[str, Any]) -> dict[str, Any]:
   """PyTorch's BatchNorm counts its batches; with a fixed momentum nothing reads the count."""
+  for key in state:
+    if not isinstance(key, str):
+      raise ValueError(f"the state dict has the key {key!r}, expected text")
   return {key: array for key, array in state.items() if not key.endswith("num_batches_tracked")}

@@ -1,13 +1,15 @@
-"""Tests of sr_jax/metrics.py, against scikit-image and the loops of references.py."""
+"""Tests of sr_jax/metrics/psnr_ssim.py, against scikit-image and the loops of references.py."""
 
 import math
 
+import jax
 import numpy as np
 import pytest
 import references
 import skimage.metrics
 
 from sr_jax import metrics
+from sr_jax.metrics.psnr_ssim import _jitted_ssim, masked_psnr, masked_ssim
 
 
 def noisy_pair(*shape: int) -> tuple[np.ndarray, np.ndarray]:
@@ -40,6 +42,27 @@ def test_equal_to_loops():
   a, b = noisy_pair(19, 24)
   assert abs(metrics.psnr(a, b, border=0) - references.psnr(a, b)) < 1e-9
   assert abs(metrics.ssim(a, b, border=2) - references.ssim(a[2:-2, 2:-2], b[2:-2, 2:-2])) < 1e-9
+
+
+@pytest.mark.parametrize(
+  "masked, single", [(masked_psnr, metrics.psnr), (masked_ssim, metrics.ssim)]
+)
+def test_padding_changes_nothing(masked, single):
+  rng = np.random.default_rng(3)
+  a, b = noisy_pair(31, 45, 3)
+  padded = rng.uniform(0, 255, (2, 50, 60, 3))
+  padded[0, :31, :45], padded[1, :31, :45] = a, b
+  with jax.enable_x64(True):
+    score = jax.jit(masked)(*padded, np.array([31, 45], np.int32))
+  assert score.dtype == np.float64
+  assert float(score) == pytest.approx(single(a, b, border=0), rel=1e-12)
+
+
+def test_images_of_a_bucket_share_a_program():
+  sizes = _jitted_ssim._cache_size()
+  for shape in [(60, 20, 1), (129, 100, 1), (256, 40, 1), (140, 128, 1)]:
+    metrics.ssim(*noisy_pair(*shape), border=0)
+  assert _jitted_ssim._cache_size() - sizes <= 2
 
 
 def test_ssim_of_colour_is_the_mean_of_its_channels():

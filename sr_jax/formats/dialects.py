@@ -1,0 +1,280 @@
+"""State dicts of other programs: what they are wrapped in, and how they name the same networks.
+
+`unwrap` finds the state dict in what a file holds, `rename` gives its arrays the names that
+`state_dicts.py` reads. Both work on trees in memory, which may come from strangers: whatever is
+wrong with one is a ValueError. Files are read elsewhere.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+# Where programs put a state dict, the first that is there being taken: spandrel's order, so that
+# a file is the same network here and in the programs that are built on it. torch.compile adds
+# `_orig_mod`, DataParallel and AveragedModel `module`.
+_WRAPPERS = (
+  "model_state_dict",
+  "state_dict",
+  "params_ema",
+  "params-ema",
+  "params",
+  "model",
+  "net",
+  "module",
+  "_orig_mod",
+)
+_ROLES = {
+  "generator": ("generator", "netG", "net_g"),
+  "discriminator": ("discriminator", "netD", "net_d"),
+}
+_DEEPEST = 8  # wrappers within wrappers: a tree that holds itself would have no last one
+
+# What tells a dialect, searched for in this order: the start of a key that only it has.
+_MARKS = {
+  "old": r"model\.\d+\.",
+  "rrdb_trunk": r"RRDB_trunk\.|trunk_conv\.",
+  "mmsr": r"recon_trunk\.",
+  "leftthomas": r"block1\.0\.",
+  "basicsr": r"conv_first\.|body\.\d+\.(rdb|conv|bn)\d\.",
+}
+
+# What the names of a dialect say of the network, and arrays do not.
+FIELDS = {"leftthomas": {"final_activation": "tanh"}}
+
+
+def unwrap(tree: Any, role: str = "generator") -> tuple[dict[str, Any], str]:
+  """Finds the state dict in what a file of weights holds.
+
+  Wrappers are dicts in dicts ({'params_ema': {...}}) or prefixes of keys ('module.conv.weight'),
+  also within each other. Averaged weights stand over those that they are the average of. What is
+  no array, and scalars (counters as `step` or `num_batches_tracked`), are left out.
+
+  Args:
+    tree: nested dicts with arrays of any library.
+    role: 'generator' or 'discriminator', where a file holds both.
+
+  Returns:
+    {key: array} and the wrappers that were opened, as 'state_dict.module'; '' where there was none.
+
+  Raises:
+    ValueError: there are no arrays by name.
+  """
+  opened = []
+  while (inner := _open(tree, role)) and len(opened) < _DEEPEST:
+    name, tree = inner
+    opened.append(name)
+  wrapper = ".".join(opened)
+  where = f" in {wrapper!r}" if wrapper else ""
+  if not isinstance(tree, Mapping):
+    raise ValueError(f"expected arrays by name{where}, found a {type(tree).__name__}")
+  state = _arrays(tree)
+  for key in state:
+    if not isinstance(key, str):
+      raise ValueError(f"the key {key!r}{where} is no text; keys are names as 'conv_first.weight'")
+  if not state:
+    raise ValueError(f"there are no arrays{where}; its first key is {next(iter(tree), None)!r}")
+  return state, wrapper
+
+
+def rename(state: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+  """Renames a generator's arrays to BasicSR's keys.
+
+  Dialects: 'basicsr' itself; 'old', ESRGAN's first release and most community models
+  (model.1.sub.0.RDB1.conv1.0.weight); 'rrdb_trunk', its second release, RealSR and BSRGAN; 'mmsr',
+  MSRResNet before BasicSR renamed it; 'leftthomas', that author's SRGAN. The number of
+  up-convolutions gives the scale; an old x3 model, with one of them, cannot be told from x2.
+
+  Args:
+    state: {key: array}, as `unwrap` returns it.
+
+  Returns:
+    {BasicSR's key: the same array}, and the dialect. FIELDS has what the dialect says beyond.
+
+  Raises:
+    ValueError: naming the first key that the dialect does not have.
+  """
+  plus = next((key for key in state if ".conv1x1." in key), None)
+  if plus is not None:
+    raise ValueError(
+      f"{plus!r} is of ESRGAN+, whose dense blocks have one more convolution: it is not supported"
+    )
+  dialect = next(
+    (name for name, mark in _MARKS.items() if any(re.match(mark, key) for key in state)), None
+  )
+  if dialect is None:
+    raise ValueError(
+      f"the keys are in none of the dialects {', '.join(_MARKS)}; its first key is "
+      f"{next(iter(state), None)!r}"
+    )
+  layers = {
+    "old": _old_layers,
+    "rrdb_trunk": _rrdb_trunk_layers,
+    "mmsr": _mmsr_layers,
+    "leftthomas": _leftthomas_layers,
+    "basicsr": _basicsr_layers,
+  }[dialect](state)
+  return _rename(state, layers, dialect), dialect
+
+
+def rename_discriminator(state: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+  """Renames a discriminator's arrays to BasicSR's keys.
+
+  Only spectral normalisation has two dialects: torch.nn.utils.spectral_norm's weight_orig, which
+  BasicSR has, and since PyTorch 1.9 'parametrizations'.
+
+  Args:
+    state: {key: array}, as `unwrap(tree, 'discriminator')` returns it.
+
+  Returns:
+    {BasicSR's key: the same array}, and the dialect, 'basicsr' or 'parametrizations'.
+
+  Raises:
+    ValueError: naming the first key that is of another parametrisation.
+  """
+  if not any(".parametrizations." in key for key in state):
+    return dict(state), "basicsr"
+  ours = {"original": "weight_orig", "0._u": "weight_u", "0._v": "weight_v"}
+  renamed = {}
+  for key, array in state.items():
+    layer, found, rest = key.partition(".parametrizations.weight.")
+    if ".parametrizations." in key and not (found and rest in ours):
+      raise ValueError(
+        f"{key!r} is of a parametrisation other than spectral_norm: it is not supported"
+      )
+    renamed[f"{layer}.{ours[rest]}" if found else key] = array
+  if len(renamed) < len(state):
+    raise ValueError("an array is there by both names of torch's spectral_norm")
+  return renamed, "parametrizations"
+
+
+def _open(tree: Any, role: str) -> tuple[str, Mapping] | None:
+  """The outermost wrapper and what is in it; None where there is none."""
+  if not isinstance(tree, Mapping):
+    return None
+  names = (*_ROLES[role], *_WRAPPERS)
+  for name in names:
+    if isinstance(tree.get(name), Mapping) and tree[name]:
+      return name, tree[name]
+  if len(tree) == 1 and isinstance(only := next(iter(tree.values())), Mapping):
+    return str(next(iter(tree))), only
+
+  # Prefixes. One before a number is a layer: 'model.0.weight' is the old dialect's own.
+  prefixes = {
+    key: match[1]
+    for key in _arrays(tree)
+    if isinstance(key, str) and (match := re.match(r"([\w-]+)\.(?!\d+\.)", key))
+  }
+  known = {*_WRAPPERS, *_ROLES["generator"], *_ROLES["discriminator"]}
+  complete = len(prefixes) == len(_arrays(tree)) and set(prefixes.values()) <= known
+  for name in names:
+    inside = {key[len(name) + 1 :]: tree[key] for key, head in prefixes.items() if head == name}
+    if inside and (complete or name in _ROLES[role]):
+      return name, inside
+  return None
+
+
+def _arrays(tree: Mapping[Any, Any]) -> dict[Any, Any]:
+  """What can be weights: arrays that are not scalars."""
+  return {
+    key: value
+    for key, value in tree.items()
+    if len(getattr(value, "shape", ())) > 0 and hasattr(value, "dtype")
+  }
+
+
+def _rename(state: Mapping[str, Any], layers: Mapping[str, str], dialect: str) -> dict[str, Any]:
+  """Replaces each key's layer, which is all of it but the last part.
+
+  Args:
+    state: {key: array}.
+    layers: {pattern of the whole of a layer's name: its replacement}; no two names of layers get
+      the same replacement.
+    dialect: for errors.
+  """
+  renamed = {}
+  for key, array in state.items():
+    layer, _, leaf = key.rpartition(".")
+    for pattern, replacement in layers.items():
+      if match := re.fullmatch(pattern, layer):
+        renamed[f"{match.expand(replacement)}.{leaf}"] = array
+        break
+    else:
+      raise ValueError(
+        f"{key!r} is not of the dialect {dialect!r}, as other keys here are; the dialects known "
+        f"are {', '.join(_MARKS)}"
+      )
+  return renamed
+
+
+def _basicsr_layers(state: Mapping[str, Any]) -> dict[str, str]:
+  """All layers of `generators.py`, of which BasicSR has not each."""
+  layers = (
+    r"conv_(first|body|hr|last|up\d|up_x3)|upconv\d|bn_body|prelu_(first|up\d)",
+    r"body\.\d+\.(rdb[123]\.conv[1-5]|conv[12]|bn[12]|prelu)",
+  )
+  return {layer: r"\g<0>" for layer in layers}
+
+
+def _rrdb_trunk_layers(state: Mapping[str, Any]) -> dict[str, str]:
+  return {
+    "conv_first|conv_last": r"\g<0>",
+    r"RRDB_trunk\.(\d+)\.RDB([123])\.(conv[1-5])": r"body.\1.rdb\2.\3",
+    "trunk_conv": "conv_body",
+    r"upconv(\d)": r"conv_up\1",
+    "HRconv": "conv_hr",
+  }
+
+
+def _mmsr_layers(state: Mapping[str, Any]) -> dict[str, str]:
+  return {
+    r"conv_first|conv_last|upconv\d": r"\g<0>",
+    r"recon_trunk\.(\d+)\.(conv[12])": r"body.\1.\2",
+    "HRconv": "conv_hr",
+  }
+
+
+def _old_layers(state: Mapping[str, Any]) -> dict[str, str]:
+  """A Sequential: conv_first, the body with conv_body as its last, then [upsampling, conv_up,
+  activation] for each factor 2, conv_hr, activation, conv_last.
+  """
+  ups = max((_numbers(state, "model.")[-1] - 4) // 3, 0)
+  blocks = _numbers(state, "model.1.sub.")[-1]
+  return {
+    r"model\.0": "conv_first",
+    r"model\.1\.sub\.(\d+)\.RDB([123])\.(conv[1-5])\.0": r"body.\1.rdb\2.\3",
+    rf"model\.1\.sub\.{blocks}": "conv_body",
+    **{rf"model\.{3 * i}": f"conv_up{i}" for i in range(1, ups + 1)},
+    rf"model\.{3 * ups + 2}": "conv_hr",
+    rf"model\.{3 * ups + 4}": "conv_last",
+  }
+
+
+def _leftthomas_layers(state: Mapping[str, Any]) -> dict[str, str]:
+  """block1 to block8: conv_first with its PReLU, five residual blocks, conv_body with its
+  BatchNorm, the upsampling with conv_last as its last.
+  """
+  last = _numbers(state, "block8.")[-1]
+  return {
+    r"block1\.0": "conv_first",
+    r"block1\.1": "prelu_first",
+    **{rf"block{i + 2}\.(conv[12]|bn[12]|prelu)": rf"body.{i}.\1" for i in range(5)},
+    r"block7\.0": "conv_body",
+    r"block7\.1": "bn_body",
+    **{rf"block8\.{i}\.(conv|prelu)": rf"\1_up{i + 1}" for i in range(last)},
+    rf"block8\.{last}": "conv_last",
+  }
+
+
+def _numbers(state: Mapping[str, Any], prefix: str) -> list[int]:
+  """The numbers that follow a prefix in keys, in order.
+
+  Four digits at most: a table is made for so many layers, and int() refuses thousands of digits.
+  """
+  pattern = re.compile(re.escape(prefix) + r"(\d+)\.")
+  found = {match[1] for key in state if (match := pattern.match(key))}
+  if not found or max(map(len, found)) > 4:
+    raise ValueError(
+      f"expected keys as '{prefix}0.weight', with numbers below 10000; found "
+      f"{sorted(found)[:3] or 'none'}"
+    )
+  return sorted(map(int, found))

@@ -1,0 +1,121 @@
+"""Reads files of weights that others made: one function for every format, one error.
+
+Nothing in a file is run, and reading takes memory in proportion to the file, whatever it claims.
+What the arrays mean is no matter of this module: see formats/ for the generators and vgg.py. Of
+torch's files it is unpickle.py that reads the pickle.
+"""
+
+import json
+import math
+import pathlib
+import re
+import zipfile
+from typing import Any
+
+import numpy as np
+import safetensors
+
+from sr_jax.unpickle import UnsafeFileError, read_bytes, read_torch_file, read_zip, refusals
+
+TORCH = (".pth", ".pt", ".ckpt")
+SUFFIXES = (".safetensors", ".npz", *TORCH)
+
+# 30,000 tensors; the library itself would take 100 MB, which cost it and Python many times as much.
+MAX_HEADER = 4 * 2**20
+# np.savez_compressed halves weights at best, but folds zeros a thousandfold: the constant is for
+# small files of these.
+MAX_INFLATION = 16
+INFLATION_SLACK = 64 * 2**20
+
+_DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8")
+_DTYPES += ("U64", "U32", "U16", "U8", "BOOL")
+
+# np.save writes exactly this; a pattern, unlike numpy's reader, needs no evaluation of Python.
+_NPY_HEADER = re.compile(
+  rb"\{'descr': '([<>|=])(f[248]|[iu][1248]|b1|U\d{1,9})', 'fortran_order': (True|False), "
+  rb"'shape': \(((?:\d{1,19}, ?){0,64}(?:\d{1,19})?)\), ?\}\s*"
+)
+
+
+def read_weights(path: str | pathlib.Path) -> tuple[Any, dict[str, str]]:
+  """Reads a file of weights; the suffix says how.
+
+  Args:
+    path: .safetensors, .npz (numpy's), or .pth, .pt, .ckpt (PyTorch's).
+
+  Returns:
+    The tree, and the metadata of a .safetensors ({} of the others). The tree of .safetensors and
+    .npz is a flat dict of np.ndarray, of which an .npz's may be single strings (0-d); a PyTorch
+    file's is as it was saved: nested dicts and lists of np.ndarray, numbers, strings and None, in
+    dicts keys of type str or int. bfloat16 is ml_dtypes.bfloat16.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    UnsafeFileError: for whatever else is wrong with it.
+  """
+  path = pathlib.Path(path)
+  suffix = path.suffix.lower()
+  with refusals(path):
+    if suffix in TORCH:
+      return read_torch_file(path), {}
+    if suffix == ".npz":
+      return _read_npz(path), {}
+    if suffix == ".safetensors":
+      return _read_safetensors(path)
+  raise UnsafeFileError(path, f"its suffix is none of {', '.join(SUFFIXES)}")
+
+
+def _read_safetensors(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+  size = path.stat().st_size if path.exists() else 0
+  start = read_bytes(path, 8 + MAX_HEADER)
+  length = int.from_bytes(start[:8], "little")
+  if size < 8 or length > min(size - 8, MAX_HEADER):
+    raise UnsafeFileError(
+      path,
+      f"its header claims {length} bytes, in a file of {size} bytes; a header of more than "
+      f"{MAX_HEADER} is never read",
+    )
+  with safetensors.safe_open(path, framework="numpy") as file:
+    # The library has checked the header. But of two tensors with one name it takes the last, other
+    # readers the first; and it knows dtypes that numpy does not.
+    header = json.loads(start[8 : 8 + length], object_pairs_hook=lambda pairs: _once(pairs, path))
+    for name in file.keys():
+      if header[name]["dtype"] not in _DTYPES:
+        raise UnsafeFileError(path, f"the dtype of {name[:80]} is {header[name]['dtype']}")
+    return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+
+
+def _once(pairs: list[tuple[str, Any]], path: pathlib.Path) -> dict[str, Any]:
+  """The dict of a JSON object, whose names must differ."""
+  if len(dict(pairs)) < len(pairs):
+    raise UnsafeFileError(path, "its header gives a name twice")
+  return dict(pairs)
+
+
+def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
+  data = read_bytes(path)
+  limit = MAX_INFLATION * len(data) + INFLATION_SLACK
+  entries = read_zip(data, path, (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED), limit)
+  del data
+  arrays = {}
+  for name in list(entries):
+    arrays[name.removesuffix(".npy")] = _read_npy(entries.pop(name), name, path)
+  return arrays
+
+
+def _read_npy(data: bytes, name: str, path: pathlib.Path) -> np.ndarray:
+  """The array of np.save's format, versions 1 to 3."""
+  start = 10 if data[6:7] == b"\x01" else 12
+  length = int.from_bytes(data[8:start], "little")
+  match = _NPY_HEADER.fullmatch(data[start : start + length])
+  if data[:6] != b"\x93NUMPY" or not match:
+    raise UnsafeFileError(path, f"its entry {name} is not an array of numbers")
+  order, code, fortran, shape = (group.decode() for group in match.groups())
+  shape = tuple(int(n) for n in re.findall(r"\d+", shape))
+  dtype, data = np.dtype(order + code), data[start + length :]
+  if math.prod(shape) * dtype.itemsize != len(data) or (dtype.kind == "U" and shape):
+    raise UnsafeFileError(path, f"its entry {name} claims {dtype} of shape {list(shape)}")
+  if dtype.kind == "U":  # numpy would not look whether these are characters
+    return np.array(data.decode("utf-32-le" if order == "<" else "utf-32-be").rstrip("\0"))
+  array = np.frombuffer(data, dtype).reshape(shape, order="F" if fortran == "True" else "C")
+  return array.astype(dtype.newbyteorder("="))
