@@ -88,6 +88,8 @@ def get_config() -> config_dict.ConfigDict:
   config.adversarial.weight = 0.0
   config.adversarial.loss = "ragan"  # of losses.ADVERSARIAL
   config.adversarial.discriminator_weight = 1.0
+  # Of RaGAN's means: 'global' is the whole batch's, 'replica' each device's own, as PyTorch's DDP.
+  config.adversarial.scope = "global"
   config.tv = config_dict.ConfigDict()
   config.tv.weight = 0.0
 

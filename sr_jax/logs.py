@@ -56,6 +56,21 @@ class Writer:
       self._tensorboard.close()
 
 
+def has_scores(run: pathlib.Path, step: int) -> bool:
+  """Whether metrics.jsonl has the scores of a step."""
+  path = run / METRICS
+  if not path.exists():
+    return False
+  for line in path.read_text().splitlines():
+    try:
+      entry = json.loads(line)
+      if entry["step"] == step and any(key.startswith("eval/") for key in entry):
+        return True
+    except (json.JSONDecodeError, KeyError, TypeError):
+      continue  # cut off by a crash
+  return False
+
+
 def cut_back(run: pathlib.Path, step: int) -> None:
   """Drops the lines of metrics.jsonl after a step, so that a resumed run writes them once.
 

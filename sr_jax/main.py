@@ -14,10 +14,24 @@ from ml_collections import config_dict
 from ml_collections import config_flags
 
 from sr_jax import cli
+from sr_jax import distributed
 from sr_jax import train
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe: configs/NAME.py[:variant].")
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; runs/<config>[-variant] if ''.")
+
+_DISTRIBUTED = flags.DEFINE_enum(
+  "distributed",
+  "auto",
+  distributed.MODES,
+  "Several processes as one run: where a cluster is found.",
+)
+_START_SECONDS = flags.DEFINE_integer(
+  "start_seconds", distributed.TIMEOUT_SECONDS, "To wait for the other processes."
+)
+_HEARTBEAT_SECONDS = flags.DEFINE_integer(
+  "heartbeat_seconds", 100, "Without a sign of life after which a process counts as dead."
+)
 
 # Overrides of these reach a recipe's first stage too.
 _SHARED = ("data.", "generator.", "seed", "scale", "dtype", "eval.source", "eval.max_images")
@@ -62,7 +76,15 @@ def main(argv: Sequence[str]) -> None:
   share_overrides(config, dict(config_flags.get_override_values(flags.FLAGS["config"])))
   config.lock()
   filename = config_flags.get_config_filename(flags.FLAGS["config"])
-  train.train_and_evaluate(config, _WORKDIR.value or default_workdir(filename))
+  distributed.start(
+    _DISTRIBUTED.value,
+    start_seconds=_START_SECONDS.value,
+    heartbeat_seconds=_HEARTBEAT_SECONDS.value,
+  )
+  stop = distributed.Stop().install()
+  with distributed.naming_the_lost(_HEARTBEAT_SECONDS.value):
+    train.train_and_evaluate(config, _WORKDIR.value or default_workdir(filename), stop)
+  distributed.finish()
 
 
 if __name__ == "__main__":

@@ -4,6 +4,9 @@ A run of two stages (SRGAN, ESRGAN) holds its first stage as a complete run in R
 call resumes in whichever stage it was and does nothing where both are finished.
 """
 
+import hashlib
+import importlib.metadata
+import itertools
 import json
 import os
 import pathlib
@@ -13,12 +16,14 @@ from collections.abc import Iterator, Mapping
 
 from absl import logging
 import jax
+from jax.experimental import multihost_utils
 import jax.numpy as jnp
 from ml_collections import config_dict
 import numpy as np
 
 from sr_jax import checkpoint
 from sr_jax import discriminators
+from sr_jax import distributed
 from sr_jax import evaluate
 from sr_jax import logs
 from sr_jax import losses
@@ -32,20 +37,30 @@ from sr_jax.data import packed
 from sr_jax.data import sources
 
 Config = config_dict.ConfigDict
+_EVALUATION_SECONDS = 3600  # that one process may be slower than another in scoring its images
 
 
-def train_and_evaluate(config: Config, workdir: str | pathlib.Path) -> None:
+def train_and_evaluate(
+  config: Config, workdir: str | pathlib.Path, stop: distributed.Stop | None = None
+) -> None:
   """Trains a recipe, or resumes it.
 
   Args:
     config: of configs/; not changed.
-    workdir: folder of the run.
+    workdir: folder of the run, the same for all processes.
+    stop: notices signals; the run then saves its step and returns.
 
   Raises:
     ValueError: settings do not fit, or data or weights are not there; says how to mend each.
     FloatingPointError: a loss is not finite.
   """
-  run = pathlib.Path(workdir)
+  if "://" in str(workdir):
+    raise ValueError(
+      f"--workdir={workdir} must be a folder of a file system, the same for all hosts; mount the "
+      "bucket (gcsfuse, Filestore) and give its path"
+    )
+  run, stop = pathlib.Path(workdir), stop or distributed.Stop()
+  distributed.check_same("the same command and code", preflight_facts(config))
   main = Stage(config, run)
   if main.finished:
     _say(f"{run} is finished: {config.total_steps} steps. Nothing to do.")
@@ -67,10 +82,41 @@ def train_and_evaluate(config: Config, workdir: str | pathlib.Path) -> None:
     raise ValueError("\n".join(problems))
   for stage in stages:
     stage.pack()
+  distributed.check_same("the same images and checkpoints", {
+    f"{stage.run.name}/{what}": value
+    for stage in stages
+    for what, value in {
+      "step": int(stage.restored[0].step) if stage.restored else 0,
+      "images": [len(stage.train_pack.names), stage.train_pack.digest],
+      "test images": [image.name for image in stage.test_images],
+    }.items()
+  })  # fmt: skip
   for stage in stages:
     if stage is main and main.restored is None and not config.init_from and "psnr" in config:
       main.model = main.load_model(str(run / "psnr"))
-    train_stage(stage)
+    if stopped := train_stage(stage, stop):
+      _say(f"{stage.run}: stopped by {stopped}; the same command goes on from here")
+      return
+
+
+def preflight_facts(config: Config) -> dict[str, Any]:
+  """What must be equal on all hosts before they compile: settings, code, packages.
+
+  Paths may differ: where the data lie is each host's matter, what is in them is compared later.
+  """
+  paths = ("source", "lr_source", "cache_dir", "weights", "init_from")
+  fields = _flat(json.loads(json.dumps(config.to_dict())))
+  facts = {f"config.{k}": v for k, v in fields.items() if k.rsplit(".", 1)[-1] not in paths}
+  folder = pathlib.Path(__file__).parent
+  sha = hashlib.sha256()
+  for file in sorted(folder.rglob("*.py")):
+    sha.update(file.relative_to(folder).as_posix().encode() + file.read_bytes())
+  packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+  return {
+    **facts,
+    "sha256 of sr_jax": sha.hexdigest()[:16],
+    **{f"version of {name}": importlib.metadata.version(name) for name in packages},
+  }
 
 
 class Stage:
@@ -108,7 +154,11 @@ class Stage:
 
   @property
   def finished(self) -> bool:
-    return self.restored is not None and int(self.restored[0].step) >= self.config.total_steps
+    if self.restored is None or int(self.restored[0].step) < self.config.total_steps:
+      return False
+    # A signal may have come when all but the last scores was there.
+    wanted = bool(self.config.eval.source)
+    return not wanted or logs.has_scores(self.run, self.config.total_steps)
 
   def create_state(
     self, generator_variables: Any = None, discriminator_variables: Any = None
@@ -198,8 +248,12 @@ class Stage:
       self.test_images = [evaluate.packed_image(pack, i) for i in range(count)]
 
 
-def train_stage(stage: Stage) -> None:
-  """Trains one stage to its last step, from its checkpoint where there is one."""
+def train_stage(stage: Stage, stop: distributed.Stop) -> str:
+  """Trains one stage from its checkpoint where there is one.
+
+  Returns:
+    '' at its last step, or what stopped it before.
+  """
   config, run, mesh = stage.config, stage.run, stage.mesh
   run.mkdir(parents=True, exist_ok=True)
   write_config(config, run)
@@ -224,42 +278,81 @@ def train_stage(stage: Stage) -> None:
   progress = Progress(start, config.total_steps, config.data.batch_size)
   begin = last_save = time.monotonic()
   pending = None  # metrics of the step before: read when the next is on its way
+  stopped = ""
   _say(f"{run}: {config.total_steps - start} steps on {mesh.size} {jax.devices()[0].device_kind}, "
        f"{len(stage.train_pack.names)} images; compiling ...")  # fmt: skip
   try:
-    for step in range(start + 1, config.total_steps + 1):
-      batch = progress.wait_for(batches)
-      state, metrics = stage.step(state, batch, vgg_params)
-      if step == start + 1:
-        jax.block_until_ready(metrics)
-        _say(f"  compiled in {time.monotonic() - begin:.0f} s")
-        progress.resume(step)
-      if pending:
-        write_metrics(writer, progress, *pending)
-      last = step == config.total_steps
-      pending = (step, metrics) if _due(step, config.log.every_steps) or last else None
+    with stop:
+      if owes_scores(stage):  # it was stopped while it was scored
+        evaluate_state(stage, state, writer, start, stop)
+      for step in range(start + 1, config.total_steps + 1):
+        batch = progress.wait_for(batches)
+        state, metrics = stage.step(state, batch, vgg_params)
+        if step == start + 1:
+          jax.block_until_ready(metrics)
+          _say(f"  compiled in {time.monotonic() - begin:.0f} s")
+          progress.resume(step)
+        if pending:
+          write_metrics(writer, progress, *pending)
+        last = step == config.total_steps
+        logging_now = _due(step, config.log.every_steps) or last
+        pending = (step, metrics) if logging_now else None
 
-      evaluating = bool(stage.test_images) and (_due(step, config.eval.every_steps) or last)
-      minutes = (time.monotonic() - last_save) / 60
-      saving = (
-        _due(step, config.checkpoint.every_steps)
-        or last
-        or bool(config.checkpoint.every_minutes and minutes >= config.checkpoint.every_minutes)
-      )
-      if not (evaluating or saving):
-        continue
-      if pending:  # what a checkpoint follows is on disk before it
-        write_metrics(writer, progress, *pending)
-        pending = None
-      check_finite(step, jax.device_get(metrics))
-      scores = evaluate_state(stage, state, writer, step) if evaluating else None
-      if saving:
-        checkpoint.save(manager, state, extra=extra, metrics=scores)
-        last_save = time.monotonic()
-      progress.resume(step)
+        stopped = stop()
+        evaluating = _scores_due(stage, step) and not stopped
+        saving = (
+          _due(step, config.checkpoint.every_steps)
+          or last
+          or bool(stopped)
+          or minutes_due(config.checkpoint.every_minutes, last_save, ask=logging_now)
+        )
+        if not (evaluating or saving):
+          continue
+        if pending:  # what a checkpoint follows is on disk before it
+          write_metrics(writer, progress, *pending)
+          pending = None
+        check_finite(step, jax.device_get(metrics))
+        scores = evaluate_state(stage, state, writer, step, stop) if evaluating else None
+        stopped = stopped or stop.pending
+        if saving or stopped:
+          checkpoint.save(manager, state, extra=extra, metrics=scores)
+          last_save = time.monotonic()
+        if stopped:
+          break
+        progress.resume(step)
   finally:
     manager.close()  # waits for what is being written
     writer.close()
+  return stopped
+
+
+def minutes_due(every_minutes: float, since: float, *, ask: bool) -> bool:
+  """Whether a checkpoint by the clock is due.
+
+  All processes must save the same step, so process 0's clock counts; and since its answer is a
+  message, many processes ask only now and then.
+
+  Args:
+    every_minutes: between checkpoints; 0 for none by the clock.
+    since: of the last one, of `time.monotonic`.
+    ask: whether this is a step to ask process 0 at.
+  """
+  due = bool(every_minutes) and time.monotonic() - since >= 60 * every_minutes
+  if jax.process_count() == 1 or not every_minutes:
+    return due
+  return ask and bool(multihost_utils.broadcast_one_to_all(np.asarray(due)))
+
+
+def owes_scores(stage: Stage) -> bool:
+  """Whether the step that a stage goes on from was to be scored and was not."""
+  step = int(stage.restored[0].step) if stage.restored else 0
+  return step > 0 and _scores_due(stage, step) and not logs.has_scores(stage.run, step)
+
+
+def _scores_due(stage: Stage, step: int) -> bool:
+  config = stage.config
+  due = _due(step, config.eval.every_steps) or step == config.total_steps
+  return bool(stage.test_images) and due
 
 
 def start_state(stage: Stage) -> tuple[train_state.TrainState, dict[str, Any]]:
@@ -289,11 +382,13 @@ def make_step(stage: Stage, weights: vgg.VGG | None) -> train_step.TrainStep:
     )
   adversarial = None
   if config.adversarial.weight:
+    scopes = {"global": 1, "replica": stage.mesh.size}
     adversarial = train_step.Adversarial(
       loss=_look_up("adversarial.loss", losses.ADVERSARIAL, config.adversarial.loss),
       discriminator_weight=config.adversarial.discriminator_weight,
       warmup_steps=config.discriminator.warmup_steps,
       steps_per_generator_step=config.discriminator.steps_per_generator_step,
+      replicas=_look_up("adversarial.scope", scopes, config.adversarial.scope),
     )
   return train_step.make_train_step(
     stage.generator,
@@ -380,8 +475,13 @@ def evaluate_state(
   state: train_state.TrainState,
   writer: logs.Writer,
   step: int,
-) -> dict[str, float]:
-  """Scores the averaged weights, writes the scores and a few images, and returns the means."""
+  stop: distributed.Stop,
+) -> dict[str, float] | None:
+  """Scores the averaged weights, each process its share of the images, and writes the scores.
+
+  Returns:
+    The means, equal on all processes; None where a signal came, and nothing is written.
+  """
   upscale = evaluate.make_upscaler(stage.generator, jax.device_get(state.ema_variables))
   grids = {}
 
@@ -393,9 +493,19 @@ def evaluate_state(
       grid = np.concatenate([lr, srs["ema"], image.hr], axis=1)
       grids[f"eval/{image.name}"] = (grid if grid.ndim == 3 else grid[:, :, None])[None]
 
-  scored = evaluate.evaluate_set(
-    {"ema": upscale}, stage.test_images, stage.config.scale, keep=keep
-  )["ema"]
+  names = [image.name for image in stage.test_images]
+  share = stage.test_images[jax.process_index() :: jax.process_count()]
+  rest = itertools.takewhile(lambda _: not stop.pending, share[1:])
+  per_image = {}
+  if share:
+    images = itertools.chain(share[:1], rest)
+    scored = evaluate.evaluate_set({"ema": upscale}, images, stage.config.scale, keep=keep)
+    per_image = scored["ema"]["images"]
+  if stop.pending:
+    return None
+  everyone = distributed.meet(f"scores of step {step}", per_image, seconds=_EVALUATION_SECONDS)
+  gathered = {name: scores for theirs in everyone for name, scores in theirs.items()}
+  scored = evaluate.with_means({name: gathered[name] for name in names})
   means = {key: value for key, value in scored.items() if key != "images"}
   writer.scalars(step, {f"eval/{key}": value for key, value in means.items()}, {})
   writer.images(step, grids)
@@ -474,6 +584,8 @@ def check_finite(step: int, metrics: Mapping[str, Any]) -> None:
 
 def write_config(config: Config, run: pathlib.Path) -> None:
   """Writes RUN/config.json and says what changed where there was one."""
+  if jax.process_index() != 0:
+    return
   path = run / "config.json"
   new = json.loads(json.dumps(config.to_dict()))
   if path.exists():
@@ -488,10 +600,9 @@ def write_config(config: Config, run: pathlib.Path) -> None:
         logging.warning(
           "config.%s of %s was %s, is now %s", key, run, before.get(key), after.get(key)
         )
-  if jax.process_index() == 0:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(new, indent=2) + "\n")
-    os.replace(temporary, path)
+  temporary = path.with_suffix(".tmp")
+  temporary.write_text(json.dumps(new, indent=2) + "\n")
+  os.replace(temporary, path)
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

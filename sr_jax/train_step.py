@@ -53,12 +53,15 @@ class Adversarial(NamedTuple):
     discriminator_weight: factor of D's loss; Adam does not see it, gradient clipping does.
     warmup_steps: D alone is updated in the first so many steps (BasicSR: net_d_init_iters).
     steps_per_generator_step: G is updated in every n-th step (BasicSR: net_d_iters).
+    replicas: parts of the batch that each have their own RaGAN means, as data-parallel PyTorch
+      computes them, to compare with its results; 1 is the paper's mean over the global batch.
   """
 
   loss: losses.AdversarialLoss
   discriminator_weight: float = 1.0
   warmup_steps: int = 0
   steps_per_generator_step: int = 1
+  replicas: int = 1
 
 
 def make_optimizer(
@@ -151,8 +154,10 @@ def make_train_step(
     if "adversarial" in weights:
       real, stats_d = _apply(discriminator, params_d, stats_d, hr)
       fake, stats_d = _apply(discriminator, params_d, stats_d, sr)
-      terms["adversarial"] = adversarial.loss.generator(real, fake)
-      loss_d = adversarial.discriminator_weight * adversarial.loss.discriminator(real, fake)
+      loss = adversarial.loss
+      terms["adversarial"] = _by_replica(loss.generator, adversarial.replicas)(real, fake)
+      loss_d = _by_replica(loss.discriminator, adversarial.replicas)(real, fake)
+      loss_d = adversarial.discriminator_weight * loss_d
       logs = {
         "loss_d": loss_d,
         "d_real": jnp.mean(jax.nn.sigmoid(real)),
@@ -228,6 +233,18 @@ def make_train_step(
   return jax.jit(
     train_step, donate_argnums=0, in_shardings=(rep, split, rep), out_shardings=(rep, rep)
   )
+
+
+def _by_replica(loss: Callable[..., jax.Array], replicas: int) -> Callable[..., jax.Array]:
+  """The mean of a loss (real, fake) -> [] over equal parts of the batch, each on its own."""
+  if replicas == 1:
+    return loss
+
+  def mean(real: jax.Array, fake: jax.Array) -> jax.Array:
+    parts = (x.reshape(replicas, -1, *x.shape[1:]) for x in (real, fake))
+    return jnp.mean(jax.vmap(loss)(*parts))
+
+  return mean
 
 
 def _apply(

@@ -37,7 +37,7 @@ GROUPS = [
     "cli",
   },
   {"train_step", "checkpoint", "model_file", "model_card", "logs", "evaluate"},
-  {"train", "interpolate", "upscale", "convert"},
+  {"train", "interpolate", "upscale", "convert", "doctor"},
   {"main"},
 ]
 WITHIN_A_GROUP = {

@@ -17,9 +17,12 @@ import architecture_test
 from configs import esrgan
 from configs import srgan
 from sr_jax import checkpoint
+from sr_jax import distributed
 from sr_jax import evaluate
+from sr_jax import logs
 from sr_jax import model_file
 from sr_jax import train
+from sr_jax.formats import state_dicts
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -184,6 +187,74 @@ def test_killed_by_the_kernel_and_resumed(whole_run, photographs, tmp_path):
   assert_same_run(run / "psnr", whole / "psnr", config.psnr)
 
 
+@pytest.fixture
+def stop():
+  """Takes the signals over, and gives them back."""
+  before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+  yield distributed.Stop().install()
+  for number, handler in before.items():
+    signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(
+  "number, updates, where", [(signal.SIGTERM, 3, "psnr"), (signal.SIGINT, 7, "")]
+)
+def test_a_signal_saves_its_step_and_the_run_goes_on(
+  whole_run, tmp_path, monkeypatch, stop, capsys, number, updates, where
+):
+  whole, config = whole_run
+  run = tmp_path / "run"
+  seen, wait_for = [], train.Progress.wait_for
+
+  def signalled(self, batches):
+    seen.append(0)
+    if len(seen) == updates:
+      os.kill(os.getpid(), number)
+    return wait_for(self, batches)
+
+  with monkeypatch.context() as patched:
+    patched.setattr(train.Progress, "wait_for", signalled)
+    train.train_and_evaluate(config, run, stop)
+  assert len(seen) == updates  # the step was finished, and no other begun
+  assert f"stopped by {number.name}; the same command goes on" in capsys.readouterr().out
+  step = (updates - 1) % 4 + 1
+  assert (run / where / "checkpoints" / str(step)).is_dir()
+  train.train_and_evaluate(config, run)
+  assert_same_run(run, whole, config)
+  assert_same_run(run / "psnr", whole / "psnr", config.psnr)
+
+
+@pytest.mark.parametrize("which", [2, 4])  # evaluations of the first stage: at steps 2 and 4
+def test_a_signal_while_scores_are_computed(whole_run, tmp_path, monkeypatch, stop, which):
+  whole, config = whole_run
+  run = tmp_path / "run"
+  batches, seen = evaluate._batches, []
+
+  def signalled(*arguments):
+    for batch in batches(*arguments):
+      yield batch
+      seen.append(0)
+      if len(seen) == which - 1:  # two images each: after the first
+        os.kill(os.getpid(), signal.SIGTERM)
+
+  with monkeypatch.context() as patched:
+    patched.setattr(evaluate, "_batches", signalled)
+    train.train_and_evaluate(config, run, stop)
+  assert sorted(p.name for p in (run / "psnr" / "checkpoints").iterdir())[-1] == str(which)
+  assert not logs.has_scores(run / "psnr", which)
+  train.train_and_evaluate(config, run)
+  assert_same_run(run, whole, config)
+  assert_same_run(run / "psnr", whole / "psnr", config.psnr)
+
+
+def test_a_signal_before_the_first_step_ends_at_once(stop, capsys):
+  with pytest.raises(SystemExit) as ended:
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(5)
+  assert ended.value.code == 0
+  assert "stopped by SIGTERM; nothing was lost" in capsys.readouterr().out
+
+
 def test_a_damaged_checkpoint_costs_two_steps_and_nothing_else(whole_run, tmp_path):
   import shutil
 
@@ -216,6 +287,28 @@ def test_init_from_skips_the_first_stage(whole_run, photographs, tmp_path):
   train.train_and_evaluate(config, run)
   assert not (run / "psnr").exists()
   assert_same_run(run, whole, config)
+
+
+def test_a_discriminator_to_start_from(whole_run, photographs, tmp_path):
+  """Somebody's file, with BasicSR's names and his wrapper."""
+  whole, config = whole_run
+  state, _ = train.Stage(config, whole).restored
+  variables = {
+    "params": state.discriminator.params, "batch_stats": state.discriminator.batch_stats
+  }  # fmt: skip
+  arrays = state_dicts.discriminator_to_state_dict(jax.device_get(variables))
+  np.savez(tmp_path / "net_d.npz", **{f"params.{key}": array for key, array in arrays.items()})
+  file = {"discriminator.init_from": str(tmp_path / "net_d.npz")}
+  config = tiny(photographs, init_from=str(whole / "psnr"), **file)
+  stage = train.Stage(config, tmp_path / "run")
+  assert stage.open() == []
+  fresh, _ = train.start_state(stage)
+  jax.tree.map(np.testing.assert_array_equal, fresh.discriminator.params, variables["params"])
+  assert int(fresh.step) == 0 and not np.any(jax.tree.leaves(fresh.discriminator.opt_state.mu)[0])
+
+  other = tiny(photographs, **file, **{"discriminator.kwargs.features": 6})
+  problems = train.Stage(other, tmp_path / "other").open()
+  assert len(problems) == 1 and "config.discriminator and " in problems[0]
 
 
 def test_srgan_with_batch_norm_runs_and_resumes(photographs, tmp_path, monkeypatch):
@@ -308,6 +401,13 @@ def test_what_is_missing_or_wrong_is_said_in_one_line_before_any_compile(
   import re
 
   assert re.search(message, error, re.DOTALL), error
+
+
+def test_a_bucket_is_refused_and_not_made_a_folder(photographs, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(ValueError, match="--workdir=gs://b/r must be a folder of a file system"):
+    train.train_and_evaluate(tiny(photographs), "gs://b/r")
+  assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_in_one_flag_trains_both_stages(photographs, tmp_path):

@@ -175,6 +175,26 @@ def test_the_mean_of_ragan_is_over_the_global_batch():
   np.testing.assert_allclose(value, 0.773557982, rtol=1e-6)  # 1.111336532 with means of shards
 
 
+@pytest.mark.parametrize("replicas, expected", [(1, 0.773557982), (2, 1.111336532)])
+def test_the_mean_of_ragan_by_replica_is_ddps(replicas, expected):
+  """Golden values of the released code's sum, doubled: the printed equation has no half."""
+  real = np.array([2, -1, 0.5, 3], np.float32)
+  fake = np.array([0.25, 1.5, -2, -0.75], np.float32)
+  split = sharding.batch_sharded(make_mesh(2))
+  loss = train_step._by_replica(losses.ragan_discriminator_loss, replicas)
+  value = jax.jit(loss, in_shardings=(split, split))(real, fake)
+  np.testing.assert_allclose(value, expected, rtol=1e-6)
+
+
+def test_the_scope_of_the_game_reaches_the_step():
+  batch = make_batch()
+  game = train_step.Adversarial(losses.ADVERSARIAL["ragan"], replicas=2)
+  _, history = run(make_step(adversarial=game), initial_state(True), [batch])
+  _, whole = run(default_step(True), initial_state(True), [batch])
+  assert abs(history[0]["loss/adversarial"] - whole[0]["loss/adversarial"]) > 1e-4
+  assert abs(history[0]["loss/pixel"] - whole[0]["loss/pixel"]) < 1e-6
+
+
 def test_one_batch_can_be_overfitted():
   step = make_step(gan=False, learning_rate=schedules.constant(base=3e-3))
   _, history = run(step, initial_state(False), [make_batch(n=1)] * 100, vgg_params=None)
