@@ -52,7 +52,7 @@ def get_config() -> config_dict.ConfigDict:
   config.init_from = ""
 
   config.data = config_dict.ConfigDict()
-  # DIR | tfds:NAME[:SPLIT] | skimage:train
+  # DIR[,DIR] | PACK of sr_jax.prepare | tfds:NAME[:SPLIT] | skimage:train
   config.data.source = "tfds:div2k/bicubic_x4"
   config.data.lr_source = ""  # folder of LR images beside a DIR; '' makes them by MATLAB's bicubic
   config.data.batch_size = 16  # global: over all devices and hosts

@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Iterator
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 SUFFIXES = {
   ".png": "PNG",
@@ -81,6 +81,24 @@ def read_image_and_alpha(
   """
   color, alpha = _read(source, max_pixels)
   return _to_rgb(color), alpha
+
+
+def image_size(source: PathLike | bytes) -> tuple[int, int]:
+  """Read the size of an image from its header, without decoding a pixel.
+
+  Args:
+    source: a path, or the bytes of a file.
+
+  Returns:
+    Height and width as `read_image` gives them, upright; (0, 0) where it would raise.
+  """
+  try:
+    with _opened(source) as image:
+      width, height = image.size
+      sideways = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+      return (width, height) if sideways else (height, width)
+  except Exception:  # as in `_read`; what is wrong is told by whoever decodes it
+    return 0, 0
 
 
 def write_image(path: PathLike, array: np.ndarray) -> None:

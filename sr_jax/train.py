@@ -279,8 +279,11 @@ def train_stage(stage: Stage, stop: distributed.Stop) -> str:
   begin = last_save = time.monotonic()
   pending = None  # metrics of the step before: read when the next is on its way
   stopped = ""
-  _say(f"{run}: {config.total_steps - start} steps on {mesh.size} {jax.devices()[0].device_kind}, "
-       f"{len(stage.train_pack.names)} images; compiling ...")  # fmt: skip
+  gigabytes = (stage.train_pack.hr.size + stage.train_pack.lr.size) / 1e9
+  _say(
+    f"{run}: {config.total_steps - start} steps on {mesh.size} {jax.devices()[0].device_kind}, "
+    f"{len(stage.train_pack.names)} images, {gigabytes:.2f} GB decoded; compiling ..."
+  )
   try:
     with stop:
       if owes_scores(stage):  # it was stopped while it was scored

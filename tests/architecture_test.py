@@ -37,7 +37,7 @@ GROUPS = [
     "cli",
   },
   {"train_step", "checkpoint", "model_file", "model_card", "logs", "evaluate"},
-  {"train", "interpolate", "upscale", "convert", "doctor"},
+  {"train", "interpolate", "upscale", "convert", "doctor", "prepare"},
   {"main"},
 ]
 WITHIN_A_GROUP = {

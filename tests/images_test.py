@@ -51,6 +51,20 @@ def test_exif_orientation_is_applied(orientation):
   np.testing.assert_array_equal(images.read_image(encoded(stored, exif=exif)), COLOR)
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_size_is_read_from_the_header(orientation, tmp_path):
+  exif = Image.Exif()
+  exif[0x0112] = orientation
+  noise = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+  data = encoded(Image.fromarray(noise), "JPEG", exif=exif)
+  assert images.image_size(data) == images.read_image(data).shape[:2]
+  # Half of the file is enough, half of its header is not.
+  (tmp_path / "half.jpg").write_bytes(data[: len(data) // 2])
+  assert images.image_size(tmp_path / "half.jpg") == images.image_size(data)
+  assert images.image_size(data[:30]) == (0, 0)
+  assert images.image_size(tmp_path / "nothing.png") == (0, 0)
+
+
 def test_grey_files_become_rgb_unless_kept():
   for image in (
     Image.fromarray(GREY),

@@ -5,6 +5,13 @@ import hashlib
 import json
 import logging
 import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -24,6 +31,16 @@ def folder(tmp_path):
   for i in range(11):
     images.write_image(tmp_path / "data" / f"{i:02d}.png", photograph(i, 33 + i, 42 + 2 * i))
   return tmp_path / "data"
+
+
+def only_folder(cache: pathlib.Path) -> pathlib.Path:
+  """The one pack of a cache."""
+  (folder,) = cache.iterdir()
+  return folder
+
+
+def files(folder: pathlib.Path) -> dict[str, bytes]:
+  return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
 def contents(pack: packed.Pack) -> list[bytes]:
@@ -47,13 +64,13 @@ def test_a_pack_holds_cropped_hr_and_its_lr(folder, tmp_path):
 def test_a_pack_is_a_map_of_its_files_not_a_copy(folder, tmp_path):
   pack = packed.build_pack(sources.open_source(str(folder)), 2, str(tmp_path / "cache"))
   assert isinstance(pack.hr.base, np.memmap)
-  assert pack.hr.base.filename == tmp_path / "cache" / pack.digest / "hr.bin"
+  assert pack.hr.base.filename == only_folder(tmp_path / "cache") / "hr.bin"
   assert np.shares_memory(packed.lr_image(pack, 3), pack.lr)
 
 
 def test_the_index_has_a_sum_of_each_image(folder, tmp_path):
   pack = packed.build_pack(sources.open_source(str(folder)), 4, str(tmp_path / "cache"))
-  index = json.loads((tmp_path / "cache" / pack.digest / "index.json").read_text())
+  index = packed.read_index(only_folder(tmp_path / "cache"))
   assert index["scale"] == 4
   assert index["convention"] == "uint8_mirror_round_between"
   for i, entry in enumerate(index["images"]):
@@ -61,7 +78,7 @@ def test_the_index_has_a_sum_of_each_image(folder, tmp_path):
     assert entry["lr_sha256"] == hashlib.sha256(packed.lr_image(pack, i).tobytes()).hexdigest()
 
 
-def test_the_second_run_decodes_nothing(folder, tmp_path):
+def test_the_second_run_decodes_nothing(folder, tmp_path, monkeypatch):
   source = sources.open_source(str(folder))
   first = packed.build_pack(source, 4, str(tmp_path / "cache"))
 
@@ -69,42 +86,59 @@ def test_the_second_run_decodes_nothing(folder, tmp_path):
     raise AssertionError("decoded again")
 
   blind = dataclasses.replace(source, load=load)
+  monkeypatch.setattr(packed, "_locked", None)  # nor does it write: the cache may be read-only
   second = packed.build_pack(blind, 4, str(tmp_path / "cache"))
   assert contents(second) == contents(first)
   assert second.digest == first.digest
 
 
 def test_other_files_scale_or_convention_make_another_pack(folder, tmp_path):
-  def digest(scale=4, **options):
+  def count(scale=4, **options):
     source = sources.open_source(str(folder))
-    return packed.build_pack(source, scale, str(tmp_path / "cache"), **options).digest
+    packed.build_pack(source, scale, str(tmp_path / "cache"), **options)
+    return len(list((tmp_path / "cache").iterdir()))
 
-  digests = [digest(), digest(scale=2), digest(convention="double_mirror")]
+  assert [count(), count(scale=2), count(convention="double_mirror"), count()] == [1, 2, 3, 3]
   os.utime(folder / "03.png", ns=(5, 5))
-  digests.append(digest())
+  assert count() == 4
   (folder / "03.png").unlink()
-  digests.append(digest())
-  assert len(set(digests)) == 5
-  assert digest() == digests[-1]
+  assert [count(), count()] == [5, 5]
+
+
+def test_the_digest_is_of_the_content_wherever_it_lies(folder, tmp_path):
+  def digest(of, **options):
+    source = sources.open_source(str(of))
+    return packed.build_pack(source, 4, str(tmp_path / "cache"), **options).digest
+
+  first = digest(folder)
+  copy = shutil.copytree(folder, tmp_path / "copy", copy_function=shutil.copyfile)
+  os.utime(copy / "03.png", ns=(5, 5))
+  assert digest(copy) == first
+  in_memory = packed.pack_from_arrays([photograph(i, 33 + i, 42 + 2 * i) for i in range(11)], 4)
+  names = {f"{i:02d}.png": str(i) for i in range(11)}
+  for old, new in names.items():
+    (copy / old).rename(copy / f"{new}.png")
+  assert digest(copy) != first  # other names are another order
+  assert in_memory.digest not in (first, digest(copy))  # its names are 0, 1, ...
+  (copy / "10.png").unlink()
+  assert digest(copy, min_hr=20) != digest(folder, min_hr=20)
+  changed = photograph(4, 37, 50)
+  changed[5, 6, 1] ^= 1
+  images.write_image(folder / "04.png", changed)
+  assert digest(folder) != first
 
 
 def test_the_cache_is_where_the_environment_says(folder, tmp_path, monkeypatch):
   monkeypatch.setenv("SR_JAX_CACHE", str(tmp_path / "elsewhere"))
-  pack = packed.build_pack(sources.open_source(str(folder)), 4)
-  assert sorted(file.name for file in (tmp_path / "elsewhere" / pack.digest).iterdir()) == [
-    "hr.bin",
-    "index.json",
-    "lr.bin",
-  ]
+  packed.build_pack(sources.open_source(str(folder)), 4)
+  assert set(files(only_folder(tmp_path / "elsewhere"))) == {"hr.bin", "index.json", "lr.bin"}
 
 
 def test_threads_change_nothing(folder, tmp_path):
   source = sources.open_source(str(folder))
   one = packed.build_pack(source, 4, str(tmp_path / "one"), threads=1)
   many = packed.build_pack(source, 4, str(tmp_path / "many"), threads=7)
-  for key in ("hr.bin", "lr.bin", "index.json"):
-    files = [tmp_path / cache / one.digest / key for cache in ("one", "many")]
-    assert files[0].read_bytes() == files[1].read_bytes()
+  assert files(only_folder(tmp_path / "one")) == files(only_folder(tmp_path / "many"))
   assert contents(one) == contents(many)
 
 
@@ -181,17 +215,237 @@ def test_small_images_are_left_out_of_the_same_pack(folder, tmp_path, caplog):
   np.testing.assert_array_equal(packed.hr_image(pack, 0), photograph(3, 36, 48))
 
 
-def test_a_failed_build_leaves_nothing(folder, tmp_path):
+class Counted:
+  """A source that counts what it decodes, and fails at one image."""
+
+  def __init__(self, source, fails_at=-1):
+    self.loaded, self.inner, self.fails_at = [], source, fails_at
+    self.source = dataclasses.replace(source, load=self.load)
+
+  def load(self, i):
+    if i == self.fails_at:
+      raise RuntimeError("a fault of the program")
+    self.loaded.append(i)
+    return self.inner.load(i)
+
+
+def interrupted(folder, cache, at=6) -> Counted:
+  """Leaves a pack in the cache whose build broke off."""
+  counted = Counted(sources.open_source(str(folder)), at)
+  with pytest.raises(RuntimeError, match="a fault of the program"):
+    packed.build_pack(counted.source, 4, str(cache), threads=1)
+  return counted
+
+
+def test_an_interrupted_build_goes_on_where_it_was(folder, tmp_path, caplog):
+  (folder / "02.png").write_bytes(b"this is no image")  # what is left out is remembered too
+  interrupted(folder, tmp_path / "cache")
+  assert only_folder(tmp_path / "cache").name.endswith(".partial")
+  counted = Counted(sources.open_source(str(folder)))
+  with caplog.at_level(logging.WARNING, logger="absl"):
+    resumed = packed.build_pack(counted.source, 4, str(tmp_path / "cache"))
+  assert "6 of 11 images were decoded before" in caplog.text
+  assert sorted(counted.loaded) == [6, 7, 8, 9, 10]
+  whole = packed.build_pack(sources.open_source(str(folder)), 4, str(tmp_path / "whole"))
+  assert contents(resumed) == contents(whole)
+  assert files(only_folder(tmp_path / "cache")) == files(only_folder(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("fault", ["pixels", "short", "torn", "journal", "extra"])
+def test_of_an_interrupted_build_only_what_is_sound_is_kept(folder, tmp_path, fault):
+  interrupted(folder, tmp_path / "cache")
+  partial = only_folder(tmp_path / "cache")
+  journal = (partial / packed.JOURNAL).read_bytes()
+  lines = journal.splitlines(keepends=True)
+  fourth = json.loads(lines[4])
+  kept = 6
+  if fault == "pixels":  # as after a power failure
+    with open(partial / "hr.bin", "r+b") as file:
+      file.seek(fourth["hr_offset"] + 100)
+      file.write(b"\0\1\2\3")
+    kept = 3
+  elif fault == "short":
+    os.truncate(partial / "lr.bin", fourth["lr_offset"] + 7)
+    kept = 3
+  elif fault == "torn":
+    (partial / packed.JOURNAL).write_bytes(journal[:-30])
+    kept = 5
+  elif fault == "journal":
+    (partial / packed.JOURNAL).write_bytes(b"".join(lines[:3]) + b"\xff\n" + b"".join(lines[4:]))
+    kept = 2
+  else:  # pixels that were written when the journal did not know yet
+    with open(partial / "hr.bin", "ab") as file:
+      file.write(b"more")
+  counted = Counted(sources.open_source(str(folder)))
+  packed.build_pack(counted.source, 4, str(tmp_path / "cache"))
+  assert sorted(counted.loaded) == list(range(kept, 11))
+  packed.build_pack(sources.open_source(str(folder)), 4, str(tmp_path / "whole"))
+  assert files(only_folder(tmp_path / "cache")) == files(only_folder(tmp_path / "whole"))
+
+
+def test_a_build_may_be_interrupted_again(folder, tmp_path):
+  interrupted(folder, tmp_path / "cache")
+  journal = only_folder(tmp_path / "cache") / packed.JOURNAL
+  os.truncate(journal, journal.stat().st_size - 30)  # torn in its last line
+  # Images after the fault may be decoded as well, ahead of their turn.
+  assert interrupted(folder, tmp_path / "cache", at=9).loaded[:4] == [5, 6, 7, 8]
+  assert interrupted(folder, tmp_path / "cache", at=10).loaded == [9]
+  packed.build_pack(sources.open_source(str(folder)), 4, str(tmp_path / "cache"))
+  packed.build_pack(sources.open_source(str(folder)), 4, str(tmp_path / "whole"))
+  assert files(only_folder(tmp_path / "cache")) == files(only_folder(tmp_path / "whole"))
+
+
+def test_an_unfinished_pack_of_other_files_is_not_gone_on_with(folder, tmp_path):
+  """A user's folder has one name whatever the files are."""
+  source = Counted(sources.open_source(str(folder)), 6).source
+  with pytest.raises(RuntimeError):
+    packed.write_pack(tmp_path / "pack", source, 4, threads=1)
+  images.write_image(folder / "01.png", photograph(77, 40, 40))
+  counted = Counted(sources.open_source(str(folder)))
+  packed.write_pack(tmp_path / "pack", counted.source, 4)
+  assert len(counted.loaded) == 11
+  packed.build_pack(sources.open_source(str(folder)), 4, str(tmp_path / "whole"))
+  assert files(tmp_path / "pack") == files(only_folder(tmp_path / "whole"))
+
+
+SLOW_BUILD = r"""
+import dataclasses, os, sys, time
+from sr_jax.data import packed, sources
+source = sources.open_source(sys.argv[1])
+def load(i):
+  time.sleep(0.05)
+  os.write(1, b"%d\n" % i)
+  return source.load(i)
+packed.build_pack(dataclasses.replace(source, load=load), 4, sys.argv[2], threads=2)
+"""
+
+
+def slow_build(folder, cache) -> subprocess.Popen:
+  command = [sys.executable, "-c", SLOW_BUILD, str(folder), str(cache)]
+  return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def test_a_killed_build_ends_with_the_bytes_of_one_that_was_not(folder, tmp_path):
+  with slow_build(folder, tmp_path / "cache") as process:
+    for _ in range(8):
+      process.stdout.readline()
+    os.kill(process.pid, signal.SIGKILL)
+  assert process.returncode == -signal.SIGKILL
+  left = sorted(path.suffix for path in (tmp_path / "cache").iterdir())
+  assert left == [".lock", ".partial"]  # the system has let go of the lock
+  counted = Counted(sources.open_source(str(folder)))
+  packed.build_pack(counted.source, 4, str(tmp_path / "cache"))
+  assert 3 <= len(counted.loaded) < 10
+  packed.build_pack(sources.open_source(str(folder)), 4, str(tmp_path / "whole"))
+  assert files(only_folder(tmp_path / "cache")) == files(only_folder(tmp_path / "whole"))
+
+
+def test_of_two_processes_one_decodes(folder, tmp_path):
+  with slow_build(folder, tmp_path / "cache") as a, slow_build(folder, tmp_path / "cache") as b:
+    decoded = [len(process.stdout.read().split()) for process in (a, b)]
+  assert (a.returncode, b.returncode) == (0, 0)
+  assert sorted(decoded) == [0, 11]
+  packed.build_pack(sources.open_source(str(folder)), 4, str(tmp_path / "whole"))
+  assert files(only_folder(tmp_path / "cache")) == files(only_folder(tmp_path / "whole"))
+
+
+def test_of_several_threads_one_decodes_and_after_a_failure_the_next(folder, tmp_path):
+  """The lock is handed on five times, and its file is not left behind."""
+  loaded, packs, lock = [], [], threading.Lock()
   source = sources.open_source(str(folder))
 
   def load(i):
-    if i == 6:
-      raise RuntimeError("a fault of the program")
+    time.sleep(0.005)
+    with lock:
+      loaded.append(i)
+      if len(loaded) == 4:
+        raise RuntimeError("the first fails")
     return source.load(i)
 
-  with pytest.raises(RuntimeError, match="a fault of the program"):
-    packed.build_pack(dataclasses.replace(source, load=load), 4, str(tmp_path / "cache"))
-  assert not list((tmp_path / "cache").iterdir())
+  def build():
+    try:
+      pack = packed.build_pack(dataclasses.replace(source, load=load), 4, str(tmp_path / "cache"))
+      packs.append(contents(pack))
+    except RuntimeError as error:
+      packs.append(str(error))
+
+  threads = [threading.Thread(target=build) for _ in range(5)]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  assert packs.count("the first fails") == 1
+  expected = contents(packed.build_pack(source, 4, str(tmp_path / "whole")))
+  assert packs.count(expected) == 4
+  assert files(only_folder(tmp_path / "cache")) == files(only_folder(tmp_path / "whole"))
+
+
+def test_a_lock_has_one_holder_though_its_file_is_removed_and_made_again(tmp_path):
+  inside, leave, order = threading.Event(), threading.Event(), []
+
+  def wait_and_hold():
+    with packed._locked(tmp_path / "pack"):
+      order.append("second")
+      inside.set()
+      leave.wait()
+      order.append("second leaves")
+
+  def come_late():
+    with packed._locked(tmp_path / "pack"):
+      order.append("third")
+
+  second, third = threading.Thread(target=wait_and_hold), threading.Thread(target=come_late)
+  with packed._locked(tmp_path / "pack"):
+    second.start()
+    time.sleep(0.2)  # it has opened the file that is removed now
+  inside.wait()
+  third.start()
+  time.sleep(0.2)
+  leave.set()
+  second.join()
+  third.join()
+  assert order == ["second", "second leaves", "third"]
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("refused", ["no fcntl", "no locks"])
+def test_without_locks_a_build_is_still_whole_or_not_there(folder, tmp_path, monkeypatch, refused):
+  source = sources.open_source(str(folder))
+
+  def no_lock(*_):
+    raise OSError(38, "Function not implemented")
+
+  if refused == "no fcntl":
+    monkeypatch.setattr(packed, "fcntl", None)
+  else:
+    monkeypatch.setattr(packed.fcntl, "flock", no_lock)
+
+  def load(i):
+    if i == 10:  # another process finishes first
+      packed.build_pack(source, 4, str(tmp_path / "cache"))
+    return source.load(i)
+
+  with pytest.raises(RuntimeError):
+    packed.build_pack(Counted(source, 6).source, 4, str(tmp_path / "cache"))
+  assert not list((tmp_path / "cache").iterdir())  # nobody could go on with it
+  packed.build_pack(dataclasses.replace(source, load=load), 4, str(tmp_path / "cache"))
+  packed.build_pack(source, 4, str(tmp_path / "whole"))
+  assert files(only_folder(tmp_path / "cache")) == files(only_folder(tmp_path / "whole"))
+
+
+def test_a_full_disk_is_told_before_the_first_image(folder, tmp_path, monkeypatch):
+  source = sources.open_source(str(folder))
+  cost = packed.decoding_cost(source, 4)
+  assert cost.images == 11
+  assert cost.pixels == sum((33 + i) * (42 + 2 * i) for i in range(11))
+  usage = shutil.disk_usage(tmp_path)
+  monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=cost.disk_bytes - 1))
+  counted = Counted(source)
+  with pytest.raises(OSError, match=f"{cost.disk_bytes:,} bytes are needed .*--output"):
+    packed.build_pack(counted.source, 4, str(tmp_path / "cache"))
+  assert not counted.loaded
+  monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=cost.disk_bytes))
+  packed.build_pack(counted.source, 4, str(tmp_path / "cache"))
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing", "index"])
@@ -199,7 +453,7 @@ def test_a_damaged_pack_is_made_anew(folder, tmp_path, damage):
   source = sources.open_source(str(folder))
   pack = packed.build_pack(source, 4, str(tmp_path / "cache"))
   expected = contents(pack)
-  place = tmp_path / "cache" / pack.digest
+  place = only_folder(tmp_path / "cache")
   if damage == "truncated":
     os.truncate(place / "hr.bin", 100)
   elif damage == "missing":
@@ -215,19 +469,6 @@ def test_a_cache_that_cannot_be_written_is_named(folder, tmp_path):
     packed.build_pack(sources.open_source(str(folder)), 4, str(tmp_path / "file" / "cache"))
 
 
-def test_the_loser_of_a_race_takes_the_winners_pack(folder, tmp_path):
-  source = sources.open_source(str(folder))
-
-  def load(i):
-    if i == 10:  # another process finishes first
-      packed.build_pack(source, 4, str(tmp_path / "cache"))
-    return source.load(i)
-
-  pack = packed.build_pack(dataclasses.replace(source, load=load), 4, str(tmp_path / "cache"))
-  assert len(contents(pack)) == 22
-  assert [entry.name for entry in (tmp_path / "cache").iterdir()] == [pack.digest]
-
-
 def test_a_pack_in_memory_equals_one_on_disk(folder, tmp_path):
   disk = packed.build_pack(sources.open_source(str(folder)), 4, str(tmp_path / "cache"))
   memory = packed.pack_from_arrays([photograph(i, 33 + i, 42 + 2 * i) for i in range(11)], 4)
@@ -238,3 +479,128 @@ def test_a_pack_in_memory_equals_one_on_disk(folder, tmp_path):
   assert other.digest != memory.digest
   with pytest.raises(ValueError, match=r"image 0, \[8, 8, 3\] and \[3, 2, 3\], must be"):
     packed.pack_from_arrays([photograph(0, 8, 8)], 4, [photograph(0, 3, 2)])
+
+
+def test_a_prepared_pack_is_opened_where_it_lies(folder, tmp_path):
+  first = packed.write_pack(tmp_path / "pack", sources.open_source(str(folder)), 4)
+  (tmp_path / "pack").rename(tmp_path / "moved")
+  shutil.rmtree(folder)
+  source = sources.open_source(str(tmp_path / "moved"), scale=4)
+  assert source.names == first.names
+  again = packed.build_pack(source, 4, str(tmp_path / "cache"))
+  assert contents(again) == contents(first)
+  assert again.digest == first.digest
+  assert not (tmp_path / "cache").exists()
+  for i in (0, 7):  # as evaluation reads it
+    hr, lr = source.load(i)
+    np.testing.assert_array_equal(hr, packed.hr_image(first, i))
+    np.testing.assert_array_equal(lr, packed.lr_image(first, i))
+  with pytest.raises(ValueError, match="prepared for scale 4 .* must be 2; .*--config.scale=4"):
+    sources.open_source(str(tmp_path / "moved"), scale=2)
+  with pytest.raises(ValueError, match="prepared for scale 4, not 2"):
+    packed.build_pack(source, 2)
+  with pytest.raises(ValueError, match="lr_source='x' goes with a folder"):
+    sources.open_source(str(tmp_path / "moved"), "x")
+  os.truncate(tmp_path / "moved" / "lr.bin", 1000)
+  with pytest.raises(ValueError, match="moved is damaged"):
+    packed.build_pack(source, 4)
+  with pytest.raises(ValueError, match="lr.bin is cut off"):
+    source.load(10)
+  (tmp_path / "moved" / "index.json").write_text("[]")
+  with pytest.raises(ValueError, match="index.json cannot be read"):
+    sources.open_source(str(tmp_path / "moved"))
+
+
+def test_grey_files_stay_grey_in_a_pack(tmp_path):
+  images.write_image(tmp_path / "in" / "a.png", photograph(0, 32, 32)[:, :, 0])
+  images.write_image(tmp_path / "in" / "b.png", photograph(1, 32, 32))
+  source = sources.open_source(str(tmp_path / "in"), keep_grey=True)
+  assert packed.write_pack(tmp_path / "pack", source, 4).grey == (True, False)
+  source = sources.open_source(str(tmp_path / "pack"), keep_grey=True)
+  assert [source.load(i)[0].ndim for i in range(2)] == [2, 3]
+  assert sources.open_source(str(tmp_path / "pack")).load(0)[1].shape == (8, 8, 3)
+
+
+def brute_force_sub_images(height, width, size=480, step=240):
+  """Corners by BasicSR's rule: a list of steps, and the border where the last does not reach it."""
+  spaces = []
+  for side in (height, width):
+    starts, start = [], 0
+    while start + size <= side:
+      starts.append(start)
+      start += step
+    if starts[-1] + size < side:
+      starts.append(side - size)
+    spaces.append(starts)
+  return [(y, x) for y in spaces[0] for x in spaces[1]]
+
+
+@pytest.mark.parametrize(
+  "height, width, count",
+  # BasicSR's meta_info_DIV2K800sub_GT.txt has 40, 56 and 40 sub-images of 0001, 0002 and 0003.
+  [(1404, 2040, 40), (1848, 2040, 56), (1356, 2040, 40), (480, 480, 1), (484, 720, 4)],
+)
+def test_sub_images_are_basicsrs(height, width, count):
+  starts = [packed.window_starts(side, 480, 240) for side in (height, width)]
+  expected = brute_force_sub_images(height, width)
+  assert [(y, x) for y in starts[0] for x in starts[1]] == expected
+  # In closed form.
+  assert len(expected) == count == np.prod([-(-(s - 480) // 240) + 1 for s in (height, width)])
+
+
+def test_sub_images_are_windows_of_pixels_stored_once(tmp_path):
+  shapes = [(52, 76), (32, 64), (24, 41), (96, 33)]
+  for i, shape in enumerate(shapes):
+    images.write_image(tmp_path / "in" / "sub" / f"{i}.png", photograph(i, *shape))
+  source = sources.open_source(str(tmp_path / "in"))
+  whole = packed.build_pack(source, 4, str(tmp_path / "cache"))
+  square = packed.SubImages(32, 16)
+  pack = packed.write_pack(tmp_path / "pack", source, 4, sub_images=square)
+  assert (tmp_path / "pack" / "hr.bin").read_bytes() == whole.hr.tobytes()
+  corners = [
+    (i, y, x, min(32, height // 4 * 4), min(32, width // 4 * 4))
+    for i, (height, width) in enumerate(shapes)
+    for y, x in brute_force_sub_images(max(height // 4 * 4, 32), max(width // 4 * 4, 32), 32, 16)
+  ]
+  assert len(corners) == len(pack.names) == 3 * 4 + 3 + 2 + 5
+  assert pack.names[:2] == ("sub/0_s001.png", "sub/0_s002.png")
+  assert pack.names[-1] == "sub/3_s005.png"
+  for j, (i, y, x, height, width) in enumerate(corners):
+    hr, lr = packed.hr_image(whole, i), packed.lr_image(whole, i)
+    np.testing.assert_array_equal(packed.hr_image(pack, j), hr[y : y + height, x : x + width])
+    lr = lr[y // 4 : (y + height) // 4, x // 4 : (x + width) // 4]
+    np.testing.assert_array_equal(packed.lr_image(pack, j), lr)
+  assert pack.digest != whole.digest
+  reopened = packed.build_pack(sources.open_source(str(tmp_path / "pack")), 4)
+  assert contents(reopened) == contents(pack)
+  with pytest.raises(ValueError, match="sub-images of 30, every 16, must be multiples of scale=4"):
+    packed.write_pack(tmp_path / "other", source, 4, sub_images=packed.SubImages(30, 16))
+
+
+@pytest.mark.parametrize("key", ["hr", "lr"])
+def test_a_flipped_byte_is_found_and_named(folder, tmp_path, key):
+  pack = packed.write_pack(tmp_path / "pack", sources.open_source(str(folder)), 4)
+  assert packed.verify_pack(tmp_path / "pack") == []
+  offsets = pack.hr_offsets if key == "hr" else pack.lr_offsets
+  with open(tmp_path / "pack" / f"{key}.bin", "r+b") as file:
+    file.seek(int(offsets[8]) - 1)  # the last of image 7
+    byte = file.read(1)[0]
+    file.seek(int(offsets[8]) - 1)
+    file.write(bytes([byte ^ 16]))
+  assert packed.verify_pack(tmp_path / "pack") == [
+    f"07.png: {key.upper()} pixels differ from their sha256"
+  ]
+
+
+def test_files_that_are_cut_or_gone_are_named(folder, tmp_path):
+  packed.write_pack(tmp_path / "pack", sources.open_source(str(folder)), 4)
+  size = (tmp_path / "pack" / "lr.bin").stat().st_size
+  os.truncate(tmp_path / "pack" / "lr.bin", size - 1)
+  assert packed.verify_pack(tmp_path / "pack") == [
+    f"lr.bin has {size - 1} bytes, must have {size}",
+    "10.png: LR pixels differ from their sha256",
+  ]
+  (tmp_path / "pack" / "lr.bin").unlink()
+  assert packed.verify_pack(tmp_path / "pack") == [f"lr.bin has 0 bytes, must have {size}"]
+  (tmp_path / "pack" / "index.json").write_text("{}")
+  assert "index.json cannot be read" in packed.verify_pack(tmp_path / "pack")[0]

@@ -144,6 +144,41 @@ def test_positions_count_on_over_epochs_and_beyond_32_bits():
     np.testing.assert_array_equal(whole[100:150], part)
 
 
+@pytest.mark.parametrize("n, batch_size", [(5, 4), (7, 1), (1, 16), (800, 16), (32592, 131_000)])
+def test_positions_need_no_more_than_32_bits(n, batch_size):
+  traced = jax.jit(lambda step: sampling.traced_positions(jnp, step, batch_size, n))
+  for step in (0, 1, 12345, 400_000, 2**31 - 1, 2**32 - 1):
+    expected = sampling.batch_positions(step, batch_size, n)
+    for positions in (sampling.traced_positions(np, step, batch_size, n), traced(np.uint32(step))):
+      for a, b in zip(positions, expected, strict=True):
+        assert a.dtype == np.uint32
+        np.testing.assert_array_equal(a, b)
+  np.testing.assert_array_equal(
+    traced(jnp.int32(77))[1], sampling.batch_positions(77, batch_size, n)[1]
+  )
+
+
+def test_too_many_images_for_32_bits_are_named():
+  with pytest.raises(ValueError, match=r"65535 images x batch_size=65536 .*--config.data.input=tf"):
+    sampling.traced_positions(np, 0, 65536, 65535)
+  sampling.traced_positions(np, 0, 65536, 65534)
+
+
+def test_a_host_cuts_its_rows_of_the_batch():
+  pack = coordinate_pack(4)
+  options = {"batch_size": 12, "lr_patch": 8, "seed": 5}
+  lr, hr = sampling.cut_batch(pack, 7, **options)
+  assert lr.shape == (12, 8, 8, 3) and hr.shape == (12, 32, 32, 3)
+  epoch, position = sampling.batch_positions(7, 12, 5)
+  plan = sampling.example_plan(np, 5, epoch, position, pack.lr_sizes, 8)
+  for row, example in enumerate(zip(*plan, strict=True)):
+    for a, b in zip((lr, hr), sampling.take_example(pack, sampling.Plan(*example), 8), strict=True):
+      np.testing.assert_array_equal(a[row], b)
+  part = sampling.cut_batch(pack, 7, **options, start=3, stop=7)
+  np.testing.assert_array_equal(part[0], lr[3:7])
+  np.testing.assert_array_equal(part[1], hr[3:7])
+
+
 def test_an_epoch_shows_each_image_once_whatever_the_batch_size():
   seen = []
   for step in range(5):

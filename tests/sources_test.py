@@ -1,5 +1,6 @@
 """Tests of sr_jax/data/sources.py."""
 
+import logging
 import os
 import sys
 import threading
@@ -37,6 +38,95 @@ def test_the_hr_folder_is_found_and_named_by_its_parent(tmp_path, inner):
     source = sources.open_source(str(folder))
     assert source.set_name == "Set5"
     assert source.names == ("baby.png",)
+
+
+def unpacked(folder, *names: str) -> None:
+  """Data sets as their archives unpack, with two images each and a scale 2 that is not wanted."""
+  for name in names:
+    if name == "OST":
+      write(folder / "OutdoorSceneTrain_v2" / "animal", "animal_0001.png", size=32)
+      write(folder / "OutdoorSceneTrain_v2" / "water", "water_0001.png", size=32)
+      continue
+    prefix, stems = {
+      "DIV2K": ("DIV2K_train", ("0001", "0800")),
+      "DIV2K_valid": ("DIV2K_valid", ("0801", "0900")),
+      "Flickr2K": ("Flickr2K", ("000001", "002650")),
+    }[name]
+    write(folder / f"{prefix}_HR", *(f"{stem}.png" for stem in stems), size=32)
+    for scale in (2, 4):
+      lr_folder = folder / f"{prefix}_LR_bicubic" / f"X{scale}"
+      write(lr_folder, *(f"{stem}x{scale}.png" for stem in stems), size=32 // scale)
+
+
+def test_published_layouts_are_known_by_name(tmp_path, caplog):
+  for name in ("DIV2K", "Flickr2K", "OST"):
+    unpacked(tmp_path / "some" / name, name)
+  unpacked(tmp_path / "some" / "DIV2K", "DIV2K_valid")
+  with caplog.at_level(logging.WARNING, logger="absl"):
+    source = sources.open_source(str(tmp_path / "some" / "DIV2K"))
+  assert "DIV2K_train_HR, LR from" in caplog.text and "DIV2K_train_LR_bicubic/X4" in caplog.text
+  assert (source.set_name, source.names) == ("DIV2K", ("0001.png", "0800.png"))
+  assert source.has_lr
+  assert [source.load(1)[i].shape for i in range(2)] == [(32, 32, 3), (8, 8, 3)]
+  half = sources.open_source(str(tmp_path / "some" / "DIV2K"), scale=2)
+  assert half.load(0)[1].shape == (16, 16, 3)
+  third = sources.open_source(str(tmp_path / "some" / "DIV2K"), scale=3)
+  assert not third.has_lr  # not unpacked
+  own = sources.open_source(str(tmp_path / "some" / "DIV2K" / "DIV2K_train_HR"))
+  assert own.set_name == "DIV2K_train_HR" and not own.has_lr
+  source = sources.open_source(str(tmp_path / "some" / "Flickr2K"))
+  assert (source.set_name, source.has_lr, len(source.names)) == ("Flickr2K", True, 2)
+  source = sources.open_source(str(tmp_path / "some" / "OST"))
+  assert source.set_name == "OST" and not source.has_lr
+  assert source.names == ("animal/animal_0001.png", "water/water_0001.png")
+
+
+def test_a_folder_of_a_published_test_set(tmp_path):
+  unpacked(tmp_path, "DIV2K_valid")
+  source = sources.open_source(str(tmp_path))
+  assert (source.set_name, source.names) == ("DIV2K_valid", ("0801.png", "0900.png"))
+  assert source.load(1)[1].shape == (8, 8, 3)
+
+
+def test_a_folder_of_several_published_sets_is_all_of_them(tmp_path):
+  unpacked(tmp_path, "DIV2K", "Flickr2K", "DIV2K_valid")
+  source = sources.open_source(str(tmp_path))
+  assert source.set_name == "DIV2K+Flickr2K"
+  assert source.names == (
+    "DIV2K/0001.png", "DIV2K/0800.png", "Flickr2K/000001.png", "Flickr2K/002650.png"
+  )  # fmt: skip
+  with pytest.raises(ValueError, match="goes with one of DIV2K_train_HR, Flickr2K_HR"):
+    sources.open_source(str(tmp_path), str(tmp_path))
+
+
+def test_sets_are_merged(tmp_path, caplog):
+  unpacked(tmp_path / "x", "DIV2K")
+  unpacked(tmp_path / "y", "OST")
+  write(tmp_path / "birds", "a.png", size=24)
+  spec = f"{tmp_path}/x, {tmp_path}/y,{tmp_path}/birds"
+  source = sources.open_source(spec)
+  assert source.names[0] == "DIV2K/0001.png" and source.names[-1] == "birds/a.png"
+  assert source.set_name == "DIV2K+OST+birds"
+  assert not source.has_lr  # not of all
+  hr, lr = source.load(1)
+  assert hr[0, 0, 0] == 1 and lr.shape == (8, 8, 3)
+  assert source.load(4)[0].shape == (24, 24, 3) and source.load(4)[1] is None
+  assert source.size(4) == (24, 24)
+  assert source.fingerprint != sources.open_source(f"{tmp_path}/y,{tmp_path}/x").fingerprint
+  with pytest.raises(ValueError, match="names of their own, not birds, birds"):
+    sources.open_source(f"{tmp_path}/birds,{tmp_path}/birds")
+  with pytest.raises(ValueError, match="must be an existing folder"):
+    sources.open_source(f"{tmp_path}/birds,{tmp_path}/nowhere")
+  (tmp_path / "with,comma").mkdir()
+  write(tmp_path / "with,comma", "a.png")
+  assert sources.open_source(f"{tmp_path}/with,comma").set_name == "with,comma"
+
+
+def test_sizes_are_known_without_decoding(tmp_path):
+  images.write_image(tmp_path / "a.png", np.zeros((7, 9, 3), np.uint8))
+  (tmp_path / "b.png").write_bytes(b"nothing")
+  source = sources.open_source(str(tmp_path))
+  assert [source.size(i) for i in range(2)] == [(7, 9), (0, 0)]
 
 
 def test_grey_files_are_kept_where_asked(tmp_path):

@@ -1,6 +1,7 @@
 """Tests of sr_jax/data/tf_input.py."""
 
 import itertools
+import os
 import subprocess
 import sys
 import time
@@ -8,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from sr_jax.data import packed, sampling, tf_input
+from sr_jax.data import device_input, packed, sampling, tf_input
 
 pytest.importorskip("tensorflow")
 
@@ -74,6 +75,46 @@ def test_hosts_share_the_global_batch(pack):
 def test_another_seed_gives_other_examples(pack):
   a, b = batches(pack, 1)[0], batches(pack, 1, seed=4)[0]
   assert np.mean(a["hr"] == b["hr"]) < 0.5
+
+
+def test_memory_depends_on_the_batch_and_not_on_the_data(pack):
+  options = {"batch_size": 16, "lr_patch": 8, "threads": 2}
+  batch = 16 * 3 * (8 * 8 + 32 * 32)
+  assert tf_input.ram_bytes(pack, **options) == batch * (4 + 4 + 1)
+  assert tf_input.ram_bytes(pack, **options, process_count=4) == batch // 4 * 9
+  more = packed.divide(pack, packed.SubImages(32, 4))
+  assert tf_input.ram_bytes(more, **options) == tf_input.ram_bytes(pack, **options)
+
+
+def held() -> tuple[int, int]:
+  """Memory of this process that is no file's, in bytes, and its open files."""
+  with open("/proc/self/status") as file:
+    (line,) = [line for line in file if line.startswith("RssAnon")]
+  return int(line.split()[1]) * 1024, len(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux's /proc")
+@pytest.mark.parametrize("kind", ["tf", "device", "numpy"])
+def test_a_thousand_batches_leave_memory_and_files_flat(pack, kind):
+  options = {"batch_size": 8, "lr_patch": 10, "seed": 3}
+  if kind == "tf":
+    stream = tf_input.make_tf_input(pack, **options)
+  elif kind == "device":
+    stream = device_input.make_device_input(pack, **options)
+  else:
+    stream = (sampling.cut_batch(pack, step, **options) for step in itertools.count())
+  samples = []
+  for step in range(1300):
+    next(stream)
+    if step >= 300 and step % 50 == 0:
+      samples.append(held())
+  memory, files = np.array(samples).T
+  assert np.ptp(files) <= 1  # the listing of them is one itself
+  batch = 8 * 3 * (10 * 10 + 40 * 40)
+  # A batch kept in every ten would be 100 times this slope, in bytes a step.
+  slope = np.polyfit(np.arange(len(memory)) * 50, memory, 1)[0]
+  assert slope < batch / 50
+  assert memory[-5:].min() - memory[:5].min() < 30 * batch
 
 
 def test_mistakes_are_named(pack):

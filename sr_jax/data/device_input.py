@@ -1,21 +1,32 @@
 """Batches cut on the device: the whole pack lives in its memory, and TensorFlow is not needed.
 
-Of a training step's time almost nothing is spent on the host: it sends a few integers, and a
-jitted function cuts and flips. The same examples as those of `tf_input.py`, bit for bit.
+The host does nothing during a step: a jitted function, which may be the training step's own, says
+from the number of the step what to cut, cuts and flips. The same examples as those of
+`tf_input.py`, bit for bit. What does not fit in a device's memory is divided among the devices,
+which then exchange crops, uint8, once a step.
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from sr_jax.data import sampling
 from sr_jax.data.packed import Pack
 
-MAX_BYTES = 2**31 - 1  # offsets are int32 on the device
+PLACEMENTS = ("auto", "replicated", "sharded")
+CHUNK_BYTES = 2**26  # of the pack that are on their way to the device at a time
+# The pixels are stored as a few long segments [segments, bytes]: an accelerator's integers have 32
+# bits, which number the bytes of a segment, where all the bytes may be 29 GB.
+SEGMENT_BYTES = 2**30
+
+Arrays = dict[str, jax.Array]
+Cut = Callable[[Arrays, Any], Arrays]
 
 
 def make_device_input(
@@ -26,73 +37,293 @@ def make_device_input(
   seed: int,
   start_step: int = 0,
   sharding: NamedSharding | None = None,
+  placement: str = "auto",
 ) -> Iterator[dict[str, jax.Array]]:
   """Make the endless stream of global batches.
 
   Args:
-    pack: the images; every device gets a copy of all of them.
+    pack: the images.
     batch_size: of the global batch.
     lr_patch: side of the LR crops in pixels.
     seed: of the run.
     start_step: first step wanted.
     sharding: of the batches, axis 0 over the devices; None for the default device.
+    placement: as for `make_cutter`.
 
   Returns:
     Batches {'lr': uint8 [N, h, w, 3], 'hr': uint8 [N, H, W, 3]} on the device.
 
   Raises:
-    ValueError: a pack of more than 2^31 - 1 bytes, or images smaller than the crop.
+    ValueError: as `make_cutter`.
   """
-  sampling.check_pack(pack, seed, lr_patch)
-  if pack.hr.size > MAX_BYTES:
-    raise ValueError(
-      f"{pack.hr.size} bytes of decoded images must be at most {MAX_BYTES} to live on the device; "
-      "read them from the disk with --config.data.input=tf"
-    )
-  scale = pack.scale
-
-  def cut(arrays, epoch, position):
-    if sharding is not None:  # or each device would cut the whole batch
-      rows = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[:1]))
-      epoch, position = jax.lax.with_sharding_constraint((epoch, position), rows)
-    plan = sampling.example_plan(jnp, seed, epoch, position, arrays["lr_sizes"], lr_patch)
-    offset, width = arrays["lr_offsets"][plan.image], arrays["lr_sizes"][plan.image, 1]
-    lr = _crops(arrays["lr"], offset, width, plan.y, plan.x, lr_patch)
-    offset, width = arrays["hr_offsets"][plan.image], width * scale
-    hr = _crops(arrays["hr"], offset, width, plan.y * scale, plan.x * scale, lr_patch * scale)
-    return {"lr": _dihedral(lr, plan.dihedral), "hr": _dihedral(hr, plan.dihedral)}
-
-  cut = jax.jit(cut, out_shardings=sharding)
-  replicated = NamedSharding(sharding.mesh, PartitionSpec()) if sharding else None
-  arrays = {
-    "hr": _put(pack.hr, replicated),
-    "lr": _put(pack.lr, replicated),
-    "lr_sizes": _put(pack.lr_sizes, replicated),
-    "hr_offsets": _put(pack.hr_offsets.astype(np.int32), replicated),
-    "lr_offsets": _put(pack.lr_offsets.astype(np.int32), replicated),
-  }
+  arrays, plan, cut = _make_parts(pack, batch_size, lr_patch, seed, sharding, placement)
+  # Two programs: in one, XLA's CPU compiler computes a pixel's plan anew for each pixel.
+  plan, cut = jax.jit(plan), jax.jit(cut, out_shardings=sharding)
   return (
-    cut(arrays, *sampling.batch_positions(step, batch_size, len(pack.names)))
-    for step in itertools.count(start_step)
+    cut(arrays, plan(arrays["lr_sizes"], np.uint32(step))) for step in itertools.count(start_step)
   )
 
 
-def _put(array: np.ndarray, replicated: NamedSharding | None) -> jax.Array:
-  """Copies an array to every device, of this host alone where there are several."""
-  if replicated is None:
+def make_cutter(
+  pack: Pack,
+  *,
+  batch_size: int,
+  lr_patch: int,
+  seed: int,
+  sharding: NamedSharding | None = None,
+  placement: str = "auto",
+) -> tuple[Arrays, Cut]:
+  """Put a pack on the device, and make the function that cuts batches out of it.
+
+  Args:
+    pack: the images.
+    batch_size: of the global batch.
+    lr_patch: side of the LR crops in pixels.
+    seed: of the run.
+    sharding: of the batches, axis 0 over the devices; None for the default device.
+    placement: 'replicated', all of the pack on every device; 'sharded', a part of it on each, and
+      an exchange of crops in every step; 'auto', replicated where that fits.
+
+  Returns:
+    The arrays, on the device, and cut(arrays, step) -> {'lr': uint8 [N, h, w, 3], 'hr': uint8
+    [N, H, W, 3]}. `step` is an integer or an integer [], traced or not, below 2^32. Call it
+    inside a jitted function, and pass the arrays as arguments: what a jitted function closes over
+    is copied into the program.
+
+  Raises:
+    ValueError: a pack that does not fit in the devices' memory, images smaller than the crop, a
+      batch size that the devices cannot share evenly.
+  """
+  arrays, plan, cut = _make_parts(pack, batch_size, lr_patch, seed, sharding, placement)
+  return arrays, lambda arrays, step: cut(arrays, plan(arrays["lr_sizes"], step))
+
+
+def _make_parts(
+  pack: Pack,
+  batch_size: int,
+  lr_patch: int,
+  seed: int,
+  sharding: NamedSharding | None,
+  placement: str,
+) -> tuple[Arrays, Callable[[jax.Array, Any], sampling.Plan], Callable[..., Arrays]]:
+  """The arrays, the plan of (LR sizes, step), and the batch of (arrays, plan)."""
+  if placement not in PLACEMENTS:
+    raise ValueError(f"placement={placement!r} must be one of {', '.join(PLACEMENTS)}")
+  sampling.check_pack(pack, seed, lr_patch)
+  n_images, scale = len(pack.names), pack.scale
+  sampling.traced_positions(np, 0, batch_size, n_images)  # raises where it has too few bits
+  devices = list(sharding.mesh.devices.flat) if sharding else [jax.local_devices()[0]]
+  placement = _place(pack.hr.size + pack.lr.size, devices, placement)
+  axes = sharding.spec[0] if placement == "sharded" else None
+  parts = len(devices) if placement == "sharded" else 1
+  if batch_size % parts:
+    fit = -(-batch_size // parts) * parts
+    raise ValueError(
+      f"batch_size={batch_size} must be divisible by {parts} devices; "
+      f"try --config.data.batch_size={fit}"
+    )
+
+  arrays = {"lr_sizes": pack.lr_sizes, "lr_pitch": pack.lr_pitch}
+  lengths = {
+    key: segment_length(flat.size, parts) for key, flat in (("lr", pack.lr), ("hr", pack.hr))
+  }
+  for key, offsets in (("lr", pack.lr_offsets), ("hr", pack.hr_offsets)):
+    arrays[f"{key}_segment"], arrays[f"{key}_byte"] = split_offsets(offsets, lengths[key])
+  replicated = NamedSharding(sharding.mesh, PartitionSpec()) if sharding else None
+  arrays = {key: _put(array, replicated) for key, array in arrays.items()}
+  rows = NamedSharding(sharding.mesh, PartitionSpec(axes)) if sharding else None
+  arrays["lr"] = _put_segments(pack.lr, lengths["lr"], lr_patch * 3, parts, rows)
+  arrays["hr"] = _put_segments(pack.hr, lengths["hr"], lr_patch * scale * 3, parts, rows)
+
+  def plan_of(lr_sizes: jax.Array, step: Any) -> sampling.Plan:
+    epoch, position = sampling.traced_positions(jnp, step, batch_size, n_images)
+    return sampling.example_plan(jnp, seed, epoch, position, lr_sizes, lr_patch)
+
+  def cut(arrays: Arrays, plan: sampling.Plan) -> Arrays:
+    pitch, batch = arrays["lr_pitch"][plan.image], {}
+    for key, factor in (("lr", 1), ("hr", scale)):
+      first = arrays[f"{key}_segment"][plan.image], arrays[f"{key}_byte"][plan.image]
+      segment, byte = row_addresses(
+        jnp,
+        *first,
+        pitch * factor,
+        plan.y * factor,
+        plan.x * factor,
+        lr_patch * factor,
+        lengths[key],
+      )
+      crops = _crops(arrays[key], segment, byte, lr_patch * factor, axes)
+      batch[key] = _dihedral(crops, plan.dihedral)
+    return batch
+
+  def cut_shared(arrays: Arrays, plan: sampling.Plan) -> Arrays:
+    # Each device cuts what it has of the whole batch, zeros elsewhere; the sum is the batch.
+    batch = cut(arrays, plan)
+    keys, flat = list(batch), [crops.reshape(batch_size, -1) for crops in batch.values()]
+    with jax.named_scope("exchange_crops"):
+      flat = jax.lax.psum_scatter(jnp.concatenate(flat, axis=1), axes, tiled=True)
+    split = jnp.split(flat, [batch[keys[0]][0].size], axis=1)
+    return {
+      key: part.reshape(-1, *batch[key].shape[1:]) for key, part in zip(keys, split, strict=True)
+    }
+
+  def cut_placed(arrays: Arrays, plan: sampling.Plan) -> Arrays:
+    if placement == "sharded":
+      spec = {key: PartitionSpec(axes if key in ("lr", "hr") else None) for key in arrays}
+      exchange = jax.shard_map(
+        cut_shared,
+        mesh=sharding.mesh,
+        in_specs=(spec, PartitionSpec()),
+        out_specs=PartitionSpec(axes),
+      )
+      return exchange(arrays, plan)
+    if sharding is not None:  # or each device would cut the whole batch
+      rows = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[:1]))
+      plan = jax.lax.with_sharding_constraint(plan, rows)
+    return cut(arrays, plan)
+
+  return arrays, plan_of, cut_placed
+
+
+def segment_length(size: int, parts: int) -> int:
+  """Say how long the segments of so many bytes are, whose number the parts share evenly."""
+  count = -(-size // (SEGMENT_BYTES * parts)) * parts
+  return -(-size // count)
+
+
+def split_offsets(offsets: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+  """Split the numbers of bytes into segments and bytes in them.
+
+  Args:
+    offsets: int64 [n].
+    length: of a segment in bytes.
+
+  Returns:
+    segment and byte in it, int32 [n].
+  """
+  segment, byte = np.divmod(offsets, np.int64(length))
+  return segment.astype(np.int32), byte.astype(np.int32)
+
+
+def row_addresses(
+  xp: Any, segment: Any, byte: Any, pitch: Any, y: Any, x: Any, size: int, length: int
+) -> tuple[Any, Any]:
+  """Say where the rows of crops begin, in 32 bits.
+
+  Args:
+    xp: numpy or jax.numpy.
+    segment: of each image's first byte, int32 [N].
+    byte: in that segment, int32 [N].
+    pitch: pixels from one row of the image to the next, int32 [N].
+    y: top row of the crop, int32 [N].
+    x: left column of the crop, int32 [N].
+    size: side of the crop in pixels.
+    length: of a segment in bytes, at most 2^30.
+
+  Returns:
+    segment and byte in it, int32 [N, size]. The bytes of an image are below 2^30 (`images.py`
+    refuses larger ones), so that no sum reaches 2^31.
+  """
+  row = y[:, None] + xp.arange(size, dtype=xp.int32)[None]
+  start = byte[:, None] + (row * pitch[:, None] + x[:, None]) * 3
+  return segment[:, None] + start // length, start % length
+
+
+def _place(needed: int, devices: list[jax.Device], placement: str) -> str:
+  """Where to put so many bytes; raises where they fit nowhere."""
+  free = min(_free_bytes(device) for device in devices)
+  if jax.process_count() > 1:  # all hosts must decide alike
+    free = float(np.min(multihost_utils.process_allgather(np.float32(free))))
+  one, each = f"{needed / 1e9:.1f} GB", f"{needed / len(devices) / 1e9:.1f} GB"
+  if placement != "sharded" and needed <= free:
+    return "replicated"
+  if placement != "replicated" and len(devices) > 1 and needed / len(devices) <= free:
+    return "sharded"
+  if placement == "sharded" and len(devices) == 1:
+    raise ValueError("placement='sharded' needs several devices; take 'replicated'")
+  shares = f", nor do {each} on each of {len(devices)}" if placement != "replicated" else ""
+  raise ValueError(
+    f"{one} of decoded images do not fit in the {free / 1e9:.1f} GB that are free on "
+    f"{devices[0].device_kind}{shares if len(devices) > 1 else ''}; "
+    "read them from the disk with --config.data.input=tf"
+  )
+
+
+def _free_bytes(device: jax.Device) -> float:
+  """What is free of a device's memory; infinity where it cannot say (a CPU, another host's)."""
+  stats = device.memory_stats() if device.process_index == jax.process_index() else None
+  if not stats or "bytes_limit" not in stats:
+    return float("inf")
+  return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+
+
+def _put(array: np.ndarray, sharding: NamedSharding | None) -> jax.Array:
+  """Copies an array to the device, or to every device of this host."""
+  if sharding is None:
     return jnp.asarray(array)
-  return jax.make_array_from_callback(array.shape, replicated, lambda index: array[index])
+  return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
+def _put_segments(
+  flat: np.ndarray, length: int, overlap: int, parts: int, sharding: NamedSharding | None
+) -> jax.Array:
+  """Copies flat bytes to the devices as uint8 [segments, length + overlap].
+
+  A segment begins every `length` bytes and ends with the first bytes of the next, so that a row
+  of a crop lies in one.
+  """
+  shape = -(-flat.size // (length * parts)) * parts, length + overlap
+  if sharding is None:
+    return _copy(flat, length, shape, None)
+  pieces = []
+  for device, (rows, _) in sharding.addressable_devices_indices_map(shape).items():
+    start, stop, _ = rows.indices(shape[0])
+    pieces.append(_copy(flat[start * length :], length, (stop - start, shape[1]), device))
+  return jax.make_array_from_single_device_arrays(shape, sharding, pieces)
+
+
+def _copy(
+  flat: np.ndarray, length: int, shape: tuple[int, int], device: jax.Device | None
+) -> jax.Array:
+  """Copies the segments that one device has, piece by piece, zeros after the end.
+
+  A whole copy in the host's memory, on its way, would be as large as the pack.
+  """
+
+  def write(segments, piece, segment, byte):
+    return jax.lax.dynamic_update_slice(segments, piece[None], (segment, byte))
+
+  write = jax.jit(write, donate_argnums=0)
+  with jax.default_device(device):
+    segments = jnp.zeros(shape, jnp.uint8)
+    for segment in range(shape[0]):
+      pixels = flat[segment * length : segment * length + shape[1]]
+      for byte in range(0, len(pixels), CHUNK_BYTES):
+        piece = pixels[byte : byte + CHUNK_BYTES]
+        segments = write(segments, piece, np.int32(segment), np.int32(byte))
+        segments.block_until_ready()  # or all the pieces would wait in memory for their turn
+  return segments
 
 
 def _crops(
-  flat: jax.Array, offset: jax.Array, width: jax.Array, y: jax.Array, x: jax.Array, size: int
+  segments: jax.Array, segment: jax.Array, byte: jax.Array, size: int, axes: Any
 ) -> jax.Array:
-  """Cuts squares out of images in a flat array: all arguments [N] -> uint8 [N, size, size, 3]."""
-  row = y[:, None] + jnp.arange(size, dtype=jnp.int32)[None]
-  start = offset[:, None] + (row * width[:, None] + x[:, None]) * 3
+  """Cuts squares: segment and byte of their rows [N, size] -> uint8 [N, size, size, 3].
+
+  With the names of mesh axes `segments` are this device's, and the rows that others have are 0.
+  """
+  if axes is not None:
+    segment = segment - jax.lax.axis_index(axes) * len(segments)
+
   # A whole row at a time: a gather of single bytes takes 7 times as long (on a CPU).
-  take = jax.vmap(jax.vmap(lambda i: jax.lax.dynamic_slice(flat, (i,), (size * 3,))))
-  return take(start).reshape(-1, size, size, 3)
+  def take_row(segment, byte):
+    return jax.lax.dynamic_slice(segments, (segment, byte), (1, size * 3))[0]
+
+  pixels = jax.vmap(jax.vmap(take_row))(segment, byte)
+  if axes is not None:
+    here = (segment >= 0) & (segment < len(segments))
+    pixels = jnp.where(here[..., None], pixels, jnp.uint8(0))
+  return pixels.reshape(-1, size, size, 3)
 
 
 def _dihedral(image: jax.Array, dihedral: jax.Array) -> jax.Array:

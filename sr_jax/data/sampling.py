@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sr_jax.data.packed import Pack, hr_image, lr_image
+from sr_jax.data.packed import Pack, hr_window, lr_window
 
 Array = Any  # of numpy or of jax.numpy
 
@@ -50,6 +50,36 @@ def batch_positions(
   rows = np.arange(start, batch_size if stop is None else stop, dtype=np.int64)
   epoch, position = np.divmod(np.int64(step) * batch_size + rows, n_images)
   return epoch.astype(np.uint32), position.astype(np.uint32)
+
+
+def traced_positions(
+  xp: ModuleType, step: Array, batch_size: int, n_images: int
+) -> tuple[Array, Array]:
+  """`batch_positions` of a whole batch in 32 bits, for a step that a jitted function computes.
+
+  Args:
+    xp: numpy, or jax.numpy inside a jitted function; the result is the same.
+    step: of the run, from 0; an integer or an integer [], below 2^32.
+    batch_size: of the whole batch, over all hosts.
+    n_images: in an epoch.
+
+  Returns:
+    epoch and position in it, uint32 [batch_size].
+
+  Raises:
+    ValueError: (n_images + 1) * batch_size of 2^32 or more.
+  """
+  if (n_images + 1) * batch_size >= 2**32:
+    raise ValueError(
+      f"{n_images} images x batch_size={batch_size} must be below 2^32; "
+      "read them from the disk with --config.data.input=tf"
+    )
+  # Every n_images steps a whole number of epochs, batch_size, has passed.
+  step = xp.broadcast_to(xp.asarray(step).astype(xp.uint32), (batch_size,))
+  rounds, step = xp.divmod(step, np.uint32(n_images))
+  number = step * np.uint32(batch_size) + xp.arange(batch_size, dtype=xp.uint32)
+  epoch, position = xp.divmod(number, np.uint32(n_images))
+  return rounds * np.uint32(batch_size) + epoch, position
 
 
 def example_plan(
@@ -94,9 +124,43 @@ def take_example(pack: Pack, plan: Plan, lr_patch: int) -> tuple[np.ndarray, np.
   """
   i, y, x, dihedral = (int(part) for part in plan)
   s = pack.scale
-  lr = lr_image(pack, i)[y : y + lr_patch, x : x + lr_patch]
-  hr = hr_image(pack, i)[y * s : (y + lr_patch) * s, x * s : (x + lr_patch) * s]
+  lr = lr_window(pack, i, y, x, lr_patch, lr_patch)
+  hr = hr_window(pack, i, y * s, x * s, lr_patch * s, lr_patch * s)
   return apply_dihedral(lr, dihedral), apply_dihedral(hr, dihedral)
+
+
+def cut_batch(
+  pack: Pack,
+  step: int,
+  *,
+  batch_size: int,
+  lr_patch: int,
+  seed: int,
+  start: int = 0,
+  stop: int | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Cut the batch of a step, or some of its rows, on the host.
+
+  Args:
+    pack: the images.
+    step: of the run, from 0.
+    batch_size: of the global batch.
+    lr_patch: side of the LR crops in pixels.
+    seed: of the run.
+    start: first row of the batch wanted.
+    stop: end of the rows wanted, by default the batch's.
+
+  Returns:
+    LR uint8 [n, lr_patch, lr_patch, 3], HR uint8 [n, lr_patch * scale, lr_patch * scale, 3].
+  """
+  epoch, position = batch_positions(step, batch_size, len(pack.names), start, stop)
+  plan = example_plan(np, seed, epoch, position, pack.lr_sizes, lr_patch)
+  hr_patch = lr_patch * pack.scale
+  lr = np.empty((len(position), lr_patch, lr_patch, 3), np.uint8)
+  hr = np.empty((len(position), hr_patch, hr_patch, 3), np.uint8)
+  for row, example in enumerate(zip(*plan, strict=True)):
+    lr[row], hr[row] = take_example(pack, Plan(*example), lr_patch)
+  return lr, hr
 
 
 def apply_dihedral(image: np.ndarray, dihedral: int) -> np.ndarray:

@@ -1,4 +1,5 @@
-"""Where images come from: a folder, a folder of pairs, TFDS, or photographs that come installed.
+"""Where images come from: a folder, a folder of pairs, a published data set, TFDS, a pack, or
+photographs that come installed.
 
 A source names its images and loads one at a time; nothing is read before `load`. What is done
 with them is in `packed.py` (training) and `evaluate.py`. Nothing is ever downloaded.
@@ -7,6 +8,7 @@ with them is in `packed.py` (training) and `evaluate.py`. Nothing is ever downlo
 import collections
 import dataclasses
 import importlib.util
+import json
 import os
 import pathlib
 import threading
@@ -14,10 +16,22 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from sr_jax import images
 
+FORMAT_VERSION = 3  # of packs
 HR_FOLDERS = ("HR", "GT", "original")  # their name says nothing: the set is named by the parent
+
+# How data sets are unpacked: the name of the HR folder -> the set, and the folder of its LR images
+# beside it, '' where none are published. A folder that holds several of them is all of these sets.
+LAYOUTS = {
+  "DIV2K_train_HR": ("DIV2K", "DIV2K_train_LR_bicubic/X{scale}"),
+  "Flickr2K_HR": ("Flickr2K", "Flickr2K_LR_bicubic/X{scale}"),
+  "DF2K_HR": ("DF2K", "DF2K_LR_bicubic/X{scale}"),
+  "OutdoorSceneTrain_v2": ("OST", ""),
+}
+TEST_LAYOUTS = {"DIV2K_valid_HR": ("DIV2K_valid", "DIV2K_valid_LR_bicubic/X{scale}")}
 
 # Photographs only, no drawings and no scans of text; the two tables never overlap.
 SKIMAGE = {
@@ -36,7 +50,9 @@ SKIMAGE = {
 }
 
 FORMS = f"""\
-  DIR                  a folder of images, or one that holds them in HR/, GT/ or original/
+  DIR                  a folder of images, or one that holds them in HR/, GT/ or original/, or as
+                       DIV2K, Flickr2K and OST are unpacked; or a pack of sr_jax.prepare
+  DIR,DIR              several of them as one
   tfds:NAME[:SPLIT]    a prepared TensorFlow data set, as tfds:div2k/bicubic_x4:train
   skimage:train        {len(SKIMAGE["train"])} photographs that come with scikit-image
   skimage:test         {len(SKIMAGE["test"])} others"""
@@ -56,6 +72,9 @@ class Source:
     has_lr: whether `load` gives LR images.
     fingerprint: JSON values that change when the files do: names, sizes, modification times.
     description: for logs and errors.
+    size: i -> height and width of HR from the file's header, (0, 0) where it has none; None where
+      that needs decoding.
+    pack: folder of the pack that the source is.
   """
 
   set_name: str
@@ -64,16 +83,19 @@ class Source:
   has_lr: bool
   fingerprint: list[Any]
   description: str
+  size: Callable[[int], tuple[int, int]] | None = None
+  pack: pathlib.Path | None = None
 
 
 def open_source(spec: str, lr_spec: str = "", scale: int = 4, *, keep_grey: bool = False) -> Source:
   """Open a set of images by its text form.
 
   Args:
-    spec: one of `FORMS`.
+    spec: one of `FORMS`. A folder of `LAYOUTS` comes with the LR images published with it, where
+      they lie beside it; the HR folder itself has none.
     lr_spec: folder of the LR images of a folder `spec`, matched by relative path without suffix;
       `babyx4.png` is the partner of `baby.png` as well. '' for none.
-    scale: HR size / LR size; only for the names of LR files.
+    scale: HR size / LR size; for the names of LR files, and a pack must have it.
     keep_grey: load grey files as [H, W], as evaluation wants it.
 
   Returns:
@@ -81,16 +103,22 @@ def open_source(spec: str, lr_spec: str = "", scale: int = 4, *, keep_grey: bool
 
   Raises:
     ValueError: an unknown form, an empty folder, partners that are missing, TFDS data that are
-      not prepared on this machine.
+      not prepared on this machine, a pack of another scale.
   """
   scheme, _, rest = spec.partition(":")
   folder = pathlib.Path(spec).expanduser()
-  if lr_spec and scheme in ("tfds", "skimage"):
+  several = "," in spec and not folder.is_dir()
+  if lr_spec and (several or scheme in ("tfds", "skimage") or is_pack(folder)):
     raise ValueError(f"lr_source={lr_spec!r} goes with a folder, not with {spec!r}; leave it out")
+  if several:
+    parts = [part.strip() for part in spec.split(",")]
+    return _merged([open_source(part, "", scale, keep_grey=keep_grey) for part in parts])
   if scheme == "tfds" and rest:
     return _open_tfds(rest, keep_grey)
   if scheme == "skimage" and rest in SKIMAGE:
     return _open_skimage(rest, keep_grey)
+  if spec and is_pack(folder):
+    return _open_pack(folder, scale, keep_grey)
   if spec and folder.is_dir():
     return _open_folder(folder, lr_spec, scale, keep_grey)
   raise ValueError(f"source {spec!r} must be an existing folder or one of these forms:\n{FORMS}")
@@ -102,8 +130,100 @@ def name_list(names: list[str], limit: int = 20) -> str:
   return "\n".join(f"  {name}" for name in [*names[:limit], *more])
 
 
+def is_pack(folder: pathlib.Path) -> bool:
+  """Whether a folder is a pack, whole or damaged, of `packed.py`."""
+  return (folder / "index.json").is_file() and (folder / "hr.bin").is_file()
+
+
+def _open_pack(folder: pathlib.Path, scale: int, keep_grey: bool) -> Source:
+  try:
+    index = json.loads((folder / "index.json").read_text())
+    version, made_for, entries = index["format"], index["scale"], index["images"]
+  except (ValueError, LookupError, TypeError) as error:
+    raise ValueError(f"{folder}/index.json cannot be read ({error!r}); prepare it again") from error
+  if version != FORMAT_VERSION:
+    raise ValueError(
+      f"{folder} is a pack of format {version} and must be of {FORMAT_VERSION}; prepare it again"
+    )
+  if made_for != scale:
+    raise ValueError(
+      f"{folder} was prepared for scale {made_for} and the scale must be {scale}; prepare another "
+      f"with --scale={scale}, or set --config.scale={made_for}"
+    )
+
+  def load(i: int) -> tuple[np.ndarray, np.ndarray | None]:
+    pair = []
+    for key in ("hr", "lr"):
+      (height, width), offset = entries[i][key], entries[i][f"{key}_offset"]
+      pixels = np.fromfile(folder / f"{key}.bin", np.uint8, height * width * 3, offset=offset)
+      if pixels.size < height * width * 3:
+        raise ValueError(f"{folder}/{key}.bin is cut off; prepare it again")
+      image = pixels.reshape(height, width, 3)
+      pair.append(image[:, :, 0] if keep_grey and entries[i]["grey"] else image)
+    return tuple(pair)
+
+  return Source(
+    set_name=folder.resolve().name,
+    names=tuple(entry["name"] for entry in entries),
+    load=load,
+    has_lr=True,
+    fingerprint=[[entry[key] for key in ("name", "hr_sha256", "lr_sha256")] for entry in entries],
+    description=f"{folder}, prepared from {index['source']}",
+    size=lambda i: tuple(entries[i]["hr"]),
+    pack=folder,
+  )
+
+
+def _merged(sources: list[Source]) -> Source:
+  """Several sources as one, each image's name after the name of its set."""
+  set_names = [source.set_name for source in sources]
+  if len(set(set_names)) < len(set_names):
+    raise ValueError(f"sets to merge must have names of their own, not {', '.join(set_names)}")
+  place = [(source, i) for source in sources for i in range(len(source.names))]
+  sizes_known = all(source.size for source in sources)
+  return Source(
+    set_name="+".join(set_names),
+    names=tuple(f"{source.set_name}/{source.names[i]}" for source, i in place),
+    load=lambda i: place[i][0].load(place[i][1]),
+    has_lr=all(source.has_lr for source in sources),  # the others' are made when they are packed
+    fingerprint=[[source.set_name, source.has_lr, source.fingerprint] for source in sources],
+    description=" and ".join(source.description for source in sources),
+    size=(lambda i: place[i][0].size(place[i][1])) if sizes_known else None,
+  )
+
+
 def _open_folder(folder: pathlib.Path, lr_spec: str, scale: int, keep_grey: bool) -> Source:
+  for layouts in (LAYOUTS, TEST_LAYOUTS):
+    found = [name for name in layouts if (folder / name).is_dir()]
+    if lr_spec and len(found) > 1:
+      raise ValueError(f"lr_source={lr_spec!r} goes with one of {', '.join(found)} of {folder}")
+    if found:
+      return _open_layouts(
+        folder, {name: layouts[name] for name in found}, lr_spec, scale, keep_grey
+      )
   folder = next((folder / name for name in HR_FOLDERS if (folder / name).is_dir()), folder)
+  return _open_images(folder, lr_spec, scale, keep_grey)
+
+
+def _open_layouts(
+  folder: pathlib.Path,
+  layouts: dict[str, tuple[str, str]],
+  lr_spec: str,
+  scale: int,
+  keep_grey: bool,
+) -> Source:
+  parts = []
+  for name, (set_name, lr_name) in layouts.items():
+    lr_folder = folder / lr_name.format(scale=scale)
+    published = str(lr_folder) if lr_name and lr_folder.is_dir() else ""
+    source = _open_images(folder / name, lr_spec or published, scale, keep_grey)
+    parts.append(dataclasses.replace(source, set_name=set_name))
+  source = parts[0] if len(parts) == 1 else _merged(parts)
+  logging.warning("%s: taking %s", folder, source.description)
+  return source
+
+
+def _open_images(folder: pathlib.Path, lr_spec: str, scale: int, keep_grey: bool) -> Source:
   paths = images.list_images(folder)
   if not paths:
     raise ValueError(f"{str(folder)!r} must hold images ({', '.join(images.SUFFIXES)}), has none")
@@ -156,7 +276,15 @@ def _of_files(
 
   fingerprint = [[name, *_stamp(path)] for name, path in zip(names, paths, strict=True)]
   fingerprint += [[path.name, *_stamp(path)] for path in lr_paths]
-  return Source(set_name, names, load, bool(lr_paths), fingerprint, description)
+  return Source(
+    set_name,
+    names,
+    load,
+    bool(lr_paths),
+    fingerprint,
+    description,
+    size=lambda i: images.image_size(paths[i]),
+  )
 
 
 def _stamp(path: pathlib.Path) -> tuple[int, int]:

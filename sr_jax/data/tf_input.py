@@ -15,6 +15,8 @@ import numpy as np
 from sr_jax.data import sampling
 from sr_jax.data.packed import Pack
 
+PREFETCH = 4  # batches that wait for the training step
+
 
 @functools.cache
 def import_tensorflow() -> ModuleType:
@@ -86,15 +88,15 @@ def make_tf_input(
 
   def cut(step: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     start = process_index * host_batch
-    epoch, position = sampling.batch_positions(
-      int(step), batch_size, len(pack.names), start, start + host_batch
+    return sampling.cut_batch(
+      pack,
+      int(step),
+      batch_size=batch_size,
+      lr_patch=lr_patch,
+      seed=seed,
+      start=start,
+      stop=start + host_batch,
     )
-    plan = sampling.example_plan(np, seed, epoch, position, pack.lr_sizes, lr_patch)
-    lr = np.empty((host_batch, lr_patch, lr_patch, 3), np.uint8)
-    hr = np.empty((host_batch, hr_patch, hr_patch, 3), np.uint8)
-    for row, example in enumerate(zip(*plan, strict=True)):
-      lr[row], hr[row] = sampling.take_example(pack, sampling.Plan(*example), lr_patch)
-    return lr, hr
 
   def batch(step):
     lr, hr = tf.numpy_function(cut, [step], [tf.uint8, tf.uint8], stateful=False)
@@ -105,7 +107,29 @@ def make_tf_input(
 
   steps = tf.data.Dataset.range(start_step, np.iinfo(np.int64).max)
   batches = steps.map(batch, num_parallel_calls=threads or tf.data.AUTOTUNE, deterministic=True)
-  return _closed_at_exit(batches.prefetch(4).as_numpy_iterator())
+  return _closed_at_exit(batches.prefetch(PREFETCH).as_numpy_iterator())
+
+
+def ram_bytes(
+  pack: Pack, *, batch_size: int, lr_patch: int, process_count: int = 1, threads: int = 0
+) -> int:
+  """Say how much memory of a host `make_tf_input` takes, at most; TensorFlow itself is extra.
+
+  It does not depend on the number of images: they stay in their files, whose pages the system
+  keeps while nobody else needs the memory.
+
+  Args:
+    pack: the images.
+    batch_size: of the global batch.
+    lr_patch: side of the LR crops in pixels.
+    process_count: number of hosts.
+    threads: as for `make_tf_input`.
+
+  Returns:
+    Bytes of the batches that are being cut (twice: numpy's and TensorFlow's) and that wait.
+  """
+  pixels = batch_size // process_count * lr_patch**2 * (1 + pack.scale**2)
+  return 3 * pixels * (2 * (threads or os.cpu_count() or 1) + PREFETCH + 1)
 
 
 def _closed_at_exit(iterator: Iterator[dict[str, np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:
