@@ -15,7 +15,7 @@ demo: $(VENV)/.installed
 	  --model "bicubic,PSNR=$(RUN)/psnr,GAN=$(RUN),alpha 0.5=$(RUN)/alpha_0.5.safetensors"
 
 test: $(VENV)/.installed-test
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .
