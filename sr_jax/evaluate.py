@@ -240,7 +240,7 @@ def perceptual_indices(
 
 def _batches(test_images: Iterable[TestImage], scale: int) -> Iterator[list[TestImage]]:
   """Gathers images that are padded to the same size, as many as are scored by one call."""
-  count = 1 if jax.default_backend() == "cpu" else 8
+  count = _batch_size()
   waiting: dict[tuple[int, ...], list[TestImage]] = {}
   for image in test_images:
     smallest, (height, width) = 11 + 2 * scale, image.hr.shape[:2]
@@ -256,6 +256,11 @@ def _batches(test_images: Iterable[TestImage], scale: int) -> Iterator[list[Test
   yield from waiting.values()
 
 
+def _batch_size() -> int:
+  """Images that are scored by one call; a CPU gains nothing from several."""
+  return 1 if jax.default_backend() == "cpu" else 8
+
+
 def _score_batch(
   srs: Sequence[np.ndarray], hrs: Sequence[np.ndarray], scale: int, extra: Extra
 ) -> list[Scores]:
@@ -266,6 +271,9 @@ def _score_batch(
         f"SR and HR images must be of one shape, are {list(sr.shape)} and {list(hr.shape)}; is the "
         "LR image of another scale?"
       )
+  count = len(srs)
+  # The last batch of a size is filled up with its first image: another number is another program.
+  srs, hrs = (list(part) + [part[0]] * (-count % _batch_size()) for part in (srs, hrs))
   sizes = np.array([hr.shape[:2] for hr in hrs], np.int32)
   grey = np.array([hr.ndim == 2 for hr in hrs])
   shape = [_bucket(n) for n in sizes.max(axis=0)]
@@ -274,7 +282,7 @@ def _score_batch(
     lpips_params=extra.lpips, niqe_params=extra.niqe,
   )  # fmt: skip
   scores = []
-  for i in range(len(srs)):
+  for i in range(count):
     # NaN: an image too small or too flat for the score.
     left_out = {key for key, values in batch.items() if math.isnan(values[i])}
     if grey[i]:
