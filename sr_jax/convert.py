@@ -102,6 +102,8 @@ def _inspect_onnx(file: pathlib.Path) -> dict[str, Any]:
   told = {entry.key: entry.value for entry in model.metadata_props}
   sides = {}
   for what, values in (("input", model.graph.input), ("output", model.graph.output)):
+    if not values:
+      raise ValueError(f"{file} has no {what}: it is a graph, but no model")
     kind = values[0].type.tensor_type
     shape = [dim.dim_param or dim.dim_value for dim in kind.shape.dim]
     sides[what] = f"{onnx.TensorProto.DataType.Name(kind.elem_type).lower()} {shape}"
@@ -120,7 +122,7 @@ def _digest(told: str) -> str:
   """The digest in the metadata that `save_model` writes; '' in others' files."""
   try:
     return str(json.loads(told)["info"]["digest"])
-  except (ValueError, KeyError, TypeError):
+  except (ValueError, KeyError, TypeError, RecursionError):
     return ""
 
 
@@ -184,6 +186,9 @@ def main(argv: Sequence[str]) -> None:
     }
     written, missing = model_card.write_beside(model, output, fields)
     print("\n".join(str(path) for path in written))
+    for suffix in (".md", ".openmodeldb.json"):
+      if not any(str(path).endswith(suffix) for path in written):
+        print(f"{output}{suffix} is left as it is; move it away for a new one")
     print(f"left for you to fill in: {', '.join(missing)}")
 
 

@@ -54,6 +54,14 @@ def start(
       "JAX_NUM_PROCESSES and JAX_PROCESS_ID, or leave --distributed=auto"
     )
   address, count, index = _find_processes(cluster, start_seconds)
+  if address is None or count is None or index is None:
+    if mode == "auto" and cluster == "Cloud TPU":
+      return  # a TPU machine whose JAX has no TPU: one process
+    raise ValueError(
+      f"{cluster} started this process, but JAX cannot tell which of how many it is; set "
+      "JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or "
+      "--distributed=off for a single process"
+    )
   if count > 1:
     roll_call(address, count, index, seconds=start_seconds)
   jax.distributed.initialize(
@@ -73,7 +81,7 @@ def roll_call(address: str, count: int, index: int, *, seconds: int) -> None:
   JAX itself waits too, but ends the process from C++ when the time is up, and names nobody.
 
   Args:
-    address: HOST:PORT of process 0's coordination service; the next port is used.
+    address: HOST:PORT of process 0's coordination service; `_roll_call_port` says which is used.
     count: of processes.
     index: of this one.
     seconds: to wait.
@@ -81,17 +89,25 @@ def roll_call(address: str, count: int, index: int, *, seconds: int) -> None:
   Raises:
     TimeoutError: names the processes that did not come, on each that did.
   """
-  host, port = address.rsplit(":", 1)
+  host, _, port = address.rpartition(":")
+  if not (host and port.isdigit()):
+    raise ValueError(f"the coordinator's address {address!r} must be HOST:PORT")
   until = time.monotonic() + seconds
   if index == 0:
-    problem = _host_roll_call(int(port) + 1, count, until, seconds)
+    problem = _host_roll_call(_roll_call_port(int(port)), count, until, seconds)
   else:
-    problem = _answer_roll_call(host.strip("[]"), int(port) + 1, count, index, until, seconds)
+    port = _roll_call_port(int(port))
+    problem = _answer_roll_call(host.strip("[]"), port, count, index, until, seconds)
   if problem:
     raise TimeoutError(
       f"{problem} Was the same command started on every host, and can each reach {host}? "
       "--start_seconds waits longer"
     )
+
+
+def _roll_call_port(port: int) -> int:
+  """The next port; below the 4,096 at the end, among which JAX chooses SLURM's and MPI's by job."""
+  return port + 1 if port < 61440 - 1 else port - 4096
 
 
 def _host_roll_call(port: int, count: int, until: float, seconds: int) -> str:
@@ -106,11 +122,12 @@ def _host_roll_call(port: int, count: int, until: float, seconds: int) -> str:
         peer = stack.enter_context(server.accept()[0])
         peer.settimeout(5)
         their_count, their_index, name = peer.recv(300).decode().split(" ", 2)
+        their_count, their_index = int(their_count), int(their_index)
       except (OSError, ValueError):
         continue  # no process of this run
       peers.append(peer)
-      if int(their_count) == count:
-        present[int(their_index)] = f"{int(their_index)} ({name})"
+      if their_count == count and 0 <= their_index < count:
+        present[their_index] = f"{their_index} ({name})"
     missing = [str(i) for i in range(count) if i not in present]
     problem = ""
     if missing:
@@ -133,8 +150,9 @@ def _answer_roll_call(
         peer.sendall(f"{count} {index} {os.uname().nodename}".encode())
         peer.settimeout(left + 10)
         answer = peer.recv(4000).decode()
-        if answer:
-          return "" if answer == "all" else answer
+        # On one machine a connection can meet itself, and would hear its own words.
+        if answer == "all" or "missing: process" in answer:
+          return answer.removeprefix("all")
     except OSError:
       pass  # process 0 is not there yet
     time.sleep(0.2)

@@ -483,6 +483,8 @@ def main(argv: Sequence[str]) -> None:
     "--ma", default="", help="JSON of Ma scores, {model: {set: {image: score}}}, for PI"
   )
   args = parser.parse_args(argv)
+  if args.scale < 1:
+    raise ValueError(f"--scale={args.scale} must be 1 or more")
   output = pathlib.Path(args.output)
   models = [_label(spec) for spec in args.model.split(",")]
   folders = [output]
@@ -501,8 +503,13 @@ def main(argv: Sequence[str]) -> None:
   data = args.data.split(",")
   set_names = [open_test_set(spec, scale)[0] for spec in data]
   _check_distinct("--data", set_names, "results are by the folder's name; rename one")
+  for spec, set_name in zip(data, set_names, strict=True):
+    for folder in folders:
+      _check_apart(folder / set_name, spec)
   extra = load_extra([name for name in args.metrics.split(",") if name], args.niqe_params)
-  ma = _read_ma(args.ma, upscalers) if args.ma else {}
+  ma = _read_ma(args.ma, upscalers, set_names) if args.ma else {}
+  if ma and extra.niqe is None:
+    raise ValueError("--ma is for PI, which needs NIQE; give --niqe_params")
 
   results: dict[str, dict[str, Any]] = {label: {} for label in upscalers}
   taken: dict[str, set[pathlib.Path]] = {label: set() for label in upscalers}
@@ -560,10 +567,28 @@ def main(argv: Sequence[str]) -> None:
   )
 
 
-def _read_ma(path: str, labels: Iterable[str]) -> dict[str, dict[str, dict[str, float]]]:
+def _check_apart(target: pathlib.Path, data: str) -> None:
+  """Refuses to write SR images where the HR images lie: they have the same names."""
+  source, target = pathlib.Path(data).expanduser(), target.resolve()
+  if source.is_dir():
+    source = source.resolve()
+    if target == source or target.is_relative_to(source) or source.is_relative_to(target):
+      raise ValueError(
+        f"--output would write SR images into {target}, which is or holds or lies in --data="
+        f"{data}; choose another folder, so that no photograph is overwritten"
+      )
+
+
+def _read_ma(
+  path: str, labels: Iterable[str], set_names: Sequence[str]
+) -> dict[str, dict[str, dict[str, float]]]:
   given = json.loads(pathlib.Path(path).read_text())
   shape = isinstance(given, dict) and all(
-    isinstance(sets, dict) and all(isinstance(scores, dict) for scores in sets.values())
+    isinstance(sets, dict)
+    and all(
+      isinstance(scores, dict) and all(type(x) in (int, float) for x in scores.values())
+      for scores in sets.values()
+    )
     for sets in given.values()
   )
   if not shape:
@@ -572,6 +597,11 @@ def _read_ma(path: str, labels: Iterable[str]) -> dict[str, dict[str, dict[str, 
   for label in given:
     if label not in labels:
       raise ValueError(f"--ma={path} names the model {label!r}; there are {', '.join(labels)}")
+    for set_name in given[label]:
+      if set_name not in set_names:
+        raise ValueError(
+          f"--ma={path} names the set {set_name!r}; there are {', '.join(set_names)}"
+        )
   return given
 
 

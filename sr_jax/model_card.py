@@ -128,8 +128,10 @@ def write_beside(
 ) -> tuple[list[pathlib.Path], list[str]]:
   """Writes FILE.sha256, FILE.openmodeldb.json and FILE.md beside a model file.
 
+  A card or an entry that is there already, with its author's words in it, is left as it is.
+
   Returns:
-    The files, and the fields that are left to the author.
+    The files that were written, and the fields that are left to the author.
   """
   entry = openmodeldb_entry(model, path, fields)
   contents = {
@@ -139,8 +141,10 @@ def write_beside(
   }
   written = []
   for suffix, text in contents.items():
-    written.append(path.with_name(path.name + suffix))
-    written[-1].write_text(text, encoding="utf-8")
+    file = path.with_name(path.name + suffix)
+    if suffix == ".sha256" or not file.exists():
+      file.write_text(text, encoding="utf-8")
+      written.append(file)
   return written, left_to_the_author(entry)
 
 

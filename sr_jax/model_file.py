@@ -24,6 +24,7 @@ import numpy as np
 import safetensors.numpy
 
 from sr_jax import checkpoint
+from sr_jax import discriminators
 from sr_jax import generators
 from sr_jax import weight_files
 from sr_jax.formats import state_dicts
@@ -214,14 +215,25 @@ def _without_folders(config: Any) -> Any:
   """A configuration to publish: of paths only the last part, since folders name people."""
   if isinstance(config, dict):
     return {key: _without_folders(value) for key, value in config.items()}
-  if isinstance(config, str) and not config.startswith(("tfds:", "hf:")):
-    return re.split(r"[/\\]", config.rstrip("/\\"))[-1]
+  if isinstance(config, (list, tuple)):
+    return [_without_folders(value) for value in config]
+  if isinstance(config, str):
+    return ",".join(_without_folder(part) for part in config.split(","))
   return config
+
+
+def _without_folder(path: str) -> str:
+  """The last part of a path; tfds:NAME and hf:OWNER/NAME are none."""
+  if path.startswith(("tfds:", "hf:")):
+    return path
+  return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
 
 
 def _write_run(run: pathlib.Path, model: Model) -> None:
   if (run / "checkpoints").exists():
     raise ValueError(f"{run} is a run already; choose another --output")
+  if run.exists() and (not run.is_dir() or any(run.iterdir())):
+    raise ValueError(f"{run} exists and is not empty; choose another --output")
   run.mkdir(parents=True, exist_ok=True)
   kwargs = dict(model.kwargs)
   config = {
@@ -259,10 +271,23 @@ def _read_file(path: pathlib.Path, what: str, recognise: Any) -> Model:
     raise ValueError(f"{path} holds no {what} that sr_jax knows: {error}") from error
   if known.get("architecture", name) == name:
     kwargs = {**known.get("kwargs", {}), **kwargs}  # what shapes say stands over what is told
+    _check_kwargs(path, name, kwargs)
   variables = {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
   variables = jax.tree.map(lambda x: np.asarray(x, np.float32), variables)
   info = {"ancestry": [], **known.get("info", {}), "digest": digest(variables), "file": facts}
   return Model(name, kwargs, variables, info)
+
+
+def _check_kwargs(path: pathlib.Path, name: str, kwargs: Mapping[str, Any]) -> None:
+  """Compares the types of told fields with those of the module's own."""
+  module = {**generators.GENERATORS, **discriminators.DISCRIMINATORS}[name]
+  for field, value in kwargs.items():
+    default = getattr(module, field, None)
+    number = isinstance(default, float) and type(value) is int
+    if type(value) is not type(default) and not number:
+      raise ValueError(
+        f"{path}: its metadata say {field}={value!r} of a {name}, which has none such"
+      )
 
 
 def _parse_metadata(path: pathlib.Path, text: str) -> dict[str, Any]:
@@ -273,8 +298,19 @@ def _parse_metadata(path: pathlib.Path, text: str) -> dict[str, Any]:
     raise ValueError(f"{path}: its metadata {_METADATA!r} are not JSON: {error}") from error
   parts = [known.get(part, {}) for part in ("kwargs", "info")] if isinstance(known, dict) else [0]
   if all(isinstance(part, dict) for part in parts):
-    ancestry = parts[1].get("ancestry", [])
-    if isinstance(ancestry, list) and all(isinstance(digest, str) for digest in ancestry):
+    ancestry, config = parts[1].get("ancestry", []), parts[1].get("config", {})
+    sections = [config, parts[1].get("interpolation", {})]
+    if isinstance(config, dict):
+      sections += [config.get(name, {}) for name in ("data", "discriminator")]
+    step = parts[1].get("step", 0)
+    if (
+      isinstance(ancestry, list)
+      and all(isinstance(digest, str) for digest in ancestry)
+      and all(isinstance(section, dict) for section in sections)
+      and type(step) is int
+      and step >= 0
+      and all(isinstance(value, (bool, int, float, str)) for value in parts[0].values())
+    ):
       return known
   raise ValueError(f"{path}: its metadata {_METADATA!r} are not what save_model writes")
 

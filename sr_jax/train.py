@@ -37,7 +37,7 @@ from sr_jax.data import packed
 from sr_jax.data import sources
 
 Config = config_dict.ConfigDict
-_EVALUATION_SECONDS = 3600  # that one process may be slower than another in scoring its images
+_SLOWER_SECONDS = 3600  # that one process may be slower than another in decoding or scoring images
 
 
 def train_and_evaluate(
@@ -90,7 +90,7 @@ def train_and_evaluate(
       "images": [len(stage.train_pack.names), stage.train_pack.digest],
       "test images": [image.name for image in stage.test_images],
     }.items()
-  })  # fmt: skip
+  }, seconds=_SLOWER_SECONDS)  # fmt: skip
   for stage in stages:
     if stage is main and main.restored is None and not config.init_from and "psnr" in config:
       main.model = main.load_model(str(run / "psnr"))
@@ -284,11 +284,14 @@ def train_stage(stage: Stage, stop: distributed.Stop) -> str:
     f"{run}: {config.total_steps - start} steps on {mesh.size} {jax.devices()[0].device_kind}, "
     f"{len(stage.train_pack.names)} images, {gigabytes:.2f} GB decoded; compiling ..."
   )
-  try:
-    with stop:
+  with stop:  # until what is being written is on the disk
+    try:
       if owes_scores(stage):  # it was stopped while it was scored
         evaluate_state(stage, state, writer, start, stop)
+        stopped = stop.pending
       for step in range(start + 1, config.total_steps + 1):
+        if stopped:
+          break
         batch = progress.wait_for(batches)
         state, metrics = stage.step(state, batch, vgg_params)
         if step == start + 1:
@@ -320,12 +323,10 @@ def train_stage(stage: Stage, stop: distributed.Stop) -> str:
         if saving or stopped:
           checkpoint.save(manager, state, extra=extra, metrics=scores)
           last_save = time.monotonic()
-        if stopped:
-          break
         progress.resume(step)
-  finally:
-    manager.close()  # waits for what is being written
-    writer.close()
+    finally:
+      manager.close()  # waits for what is being written
+      writer.close()
   return stopped
 
 
@@ -506,7 +507,7 @@ def evaluate_state(
     per_image = scored["ema"]["images"]
   if stop.pending:
     return None
-  everyone = distributed.meet(f"scores of step {step}", per_image, seconds=_EVALUATION_SECONDS)
+  everyone = distributed.meet(f"scores of step {step}", per_image, seconds=_SLOWER_SECONDS)
   gathered = {name: scores for theirs in everyone for name, scores in theirs.items()}
   scored = evaluate.with_means({name: gathered[name] for name in names})
   means = {key: value for key, value in scored.items() if key != "images"}

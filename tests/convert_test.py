@@ -248,3 +248,45 @@ def test_no_folder_of_the_user_gets_into_a_file(tmp_path):
   assert published["data"]["source"] == "holiday photos"
   assert published["psnr"]["data"]["source"] == "tfds:div2k/bicubic_x4"
   assert published["perceptual"] == config["perceptual"]
+  several = {"a": "tfds:div2k/x4,/home/anna/x,/home/anna/y", "b": ("/home/anna/z", 3)}
+  assert model_file._without_folders(several) == {"a": "tfds:div2k/x4,x,y", "b": ["z", 3]}
+
+
+def test_a_folder_with_something_in_it_is_not_made_a_run(tmp_path):
+  model_file.save_model(tmp_path / "m.npz", make_model())
+  (tmp_path / "project").mkdir()
+  (tmp_path / "project" / "config.json").write_text("mine")
+  with pytest.raises(ValueError, match="project exists and is not empty; choose another --output"):
+    run("--input", tmp_path / "m.npz", "--output", tmp_path / "project")
+  assert (tmp_path / "project" / "config.json").read_text() == "mine"
+
+
+def test_what_an_author_wrote_is_kept(tmp_path, capsys):
+  model_file.save_model(tmp_path / "m.npz", make_model())
+  arguments = ["--input", tmp_path / "m.npz", "--output", tmp_path / "x.npz", "--card"]
+  run(*arguments)
+  (tmp_path / "x.npz.md").write_text("my words")
+  run(*arguments)
+  assert (tmp_path / "x.npz.md").read_text() == "my words"
+  assert "x.npz.md is left as it is" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+  "told",
+  [
+    {"info": {"config": "x"}},
+    {"info": {"config": {"data": "x"}}},
+    {"info": {"interpolation": "x"}},
+    {"info": {"step": -1}},
+    {"info": {"step": True}},
+    {"architecture": "rrdbnet", "kwargs": {"residual_scale": "abc"}},
+    {"architecture": "rrdbnet", "kwargs": {"remat": [1]}},
+    {"architecture": "rrdbnet", "kwargs": {"unroll": 1.5}},
+  ],
+)
+def test_metadata_of_strangers_are_one_clear_error(tmp_path, told):
+  model = make_model()
+  state = state_dicts.to_state_dict(model.name, model.variables)
+  np.savez(tmp_path / "m.npz", **state, sr_jax=np.array(json.dumps(told)))
+  with pytest.raises(ValueError, match="m.npz: its metadata"):
+    model_file.read_model(tmp_path / "m.npz")

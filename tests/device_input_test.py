@@ -199,20 +199,21 @@ def device(limit, used=0):
 
 def test_the_pack_is_placed_where_it_fits():
   place = device_input._place
+  # Half of what is free is left to the step.
   assert place(29 * 10**9, [device(60 * 10**9)], "auto") == "replicated"
-  assert place(29 * 10**9, [device(60 * 10**9), device(20 * 10**9)], "auto") == "sharded"
-  assert place(29 * 10**9, [device(40 * 10**9, 12 * 10**9)] * 2, "auto") == "sharded"
+  assert place(29 * 10**9, [device(60 * 10**9), device(40 * 10**9)], "auto") == "sharded"
+  assert place(29 * 10**9, [device(60 * 10**9, 12 * 10**9)] * 2, "auto") == "sharded"
   assert place(29 * 10**9, [device(60 * 10**9)] * 2, "sharded") == "sharded"
   assert place(29 * 10**9, [device(0)], "auto") == "replicated"  # a CPU does not say
   with pytest.raises(ValueError) as error:
     place(29 * 10**9, [device(24 * 10**9, 4 * 10**9)], "auto")
   assert str(error.value) == (
-    "29.0 GB of decoded images do not fit in the 20.0 GB that are free on NVIDIA H100; "
+    "29.0 GB of decoded images do not fit in the 10.0 GB that are for them on NVIDIA H100; "
     "read them from the disk with --config.data.input=tf"
   )
   with pytest.raises(ValueError, match="nor do 14.5 GB on each of 2; .*--config.data.input=tf"):
     place(29 * 10**9, [device(14 * 10**9)] * 2, "auto")
-  with pytest.raises(ValueError, match="29.0 GB .* 14.0 GB that are free on NVIDIA H100; read"):
+  with pytest.raises(ValueError, match="29.0 GB .* 7.0 GB that are for them on NVIDIA H100; read"):
     place(29 * 10**9, [device(14 * 10**9)] * 2, "replicated")
   with pytest.raises(ValueError, match="needs several devices"):
     place(1, [device(14 * 10**9)], "sharded")

@@ -53,7 +53,7 @@ def free_port() -> int:
       one.bind(("", 0))
       port = one.getsockname()[1]
       try:
-        two.bind(("", port + 1))
+        two.bind(("", distributed._roll_call_port(port)))
       except OSError:
         continue
       return port
@@ -212,6 +212,46 @@ def test_the_roll_call_names_who_is_missing(present):
       assert "3 of 4 processes after 2 s; missing: process 2; there are 0 (" in answers[index]
     else:
       assert f"process {index} of 4: process 0 did not answer at localhost:" in answers[index]
+
+
+def test_the_roll_call_hears_no_strangers():
+  port, answers = free_port(), {}
+  threads = [threading.Thread(target=call, args=(answers, i, port, 2, 20)) for i in range(2)]
+  threads[0].start()
+  for words in (b"GET / HTTP/1.1", b"2 7 x", b"5 1 x", b""):
+    for _ in range(100):
+      try:
+        with socket.create_connection(("localhost", distributed._roll_call_port(port))) as peer:
+          peer.sendall(words)
+        break
+      except OSError:
+        time.sleep(0.05)
+  threads[1].start()
+  for thread in threads:
+    thread.join()
+  assert answers == {0: "all", 1: "all"}
+
+
+def test_the_roll_call_keeps_out_of_the_ports_of_jobs():
+  ports = [distributed._roll_call_port(port) for port in range(1024, 65536)]
+  assert max(ports) < 61440  # JAX gives SLURM's job N the port N % 4096 + 61440
+
+
+@pytest.mark.parametrize(
+  "variables, message",
+  [
+    ({"OMPI_COMM_WORLD_SIZE": "2"}, "Open MPI started this process, but JAX cannot tell which"),
+    (
+      {"JAX_COORDINATOR_ADDRESS": "host", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"},
+      "address 'host' must be HOST:PORT",
+    ),
+  ],
+)
+def test_half_a_cluster_is_said_in_one_line(monkeypatch, variables, message):
+  for name, value in variables.items():
+    monkeypatch.setenv(name, value)
+  with pytest.raises(ValueError, match=message):
+    distributed.start("auto", start_seconds=2)
 
 
 @pytest.mark.parametrize(

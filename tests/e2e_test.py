@@ -477,3 +477,27 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(
   abstract = jax.eval_shape(train.Stage(config, tmp_path / "run").create_state)
   _, step, _ = checkpoint.restore_model(tmp_path / "run", abstract.ema_variables)
   assert step == 4
+
+
+def test_a_signal_while_the_last_checkpoint_is_written(whole_run, tmp_path, monkeypatch, stop):
+  """It sets the flag and no more: the writing goes on to its end."""
+  whole, config = whole_run
+  close, open_manager = [], checkpoint.open_manager
+
+  def signalled(*arguments, **keywords):
+    manager = open_manager(*arguments, **keywords)
+    close.append(manager.close)
+
+    def closing():
+      os.kill(os.getpid(), signal.SIGTERM)
+      close[-1]()
+
+    manager.close = closing
+    return manager
+
+  run = tmp_path / "run"
+  with monkeypatch.context() as patched:
+    patched.setattr(checkpoint, "open_manager", signalled)
+    train.train_and_evaluate(config.psnr, run, stop)
+  assert (run / "checkpoints" / "4").is_dir()
+  assert_same_run(run, whole / "psnr", config.psnr)

@@ -456,12 +456,18 @@ def test_images_too_small_for_niqe_are_left_out_of_its_mean(shared, tmp_path):
     (["--metrics", "niqe"], "--metrics=niqe needs --niqe_params=FILE"),
     (["--ma", "ma.json"], "names the model 'GAN'; there are bicubic"),
     (["--ma", "list.json"], "must be JSON of the form"),
+    (["--ma", "set.json"], "names the set 'Set9'; there are photos"),
+    (["--ma", "null.json"], "must be JSON of the form"),
+    (["--ma", "right.json", "--metrics", "psnr"], "needs NIQE; give --niqe_params"),
   ],
 )
 def test_bad_settings_are_refused(tmp_path, photos, monkeypatch, arguments, message):
   monkeypatch.chdir(tmp_path)
   (tmp_path / "ma.json").write_text('{"GAN": {"set": {"a": 1}}}')
   (tmp_path / "list.json").write_text("[1]")
+  (tmp_path / "set.json").write_text('{"bicubic": {"Set9": {"a": 1}}}')
+  (tmp_path / "null.json").write_text('{"bicubic": {"photos": {"a": null}}}')
+  (tmp_path / "right.json").write_text('{"bicubic": {"photos": {"a.png": 5.0}}}')
   with pytest.raises(ValueError, match=message):
     evaluate.main(["--model", "bicubic", "--data", str(photos), "--output", "out", *arguments])
   assert not (tmp_path / "out").exists()
@@ -504,3 +510,21 @@ def test_curves_of_a_run(tmp_path):
   curves = evaluate.read_curves(str(tmp_path))
   assert curves == {"loss_g": [(1, 2.0), (2, 1.5)], "eval/psnr_y": [(2, 20.0)]}
   assert evaluate.read_curves("bicubic") == {}
+
+
+@pytest.mark.parametrize(
+  "data, output", [("photos", "."), ("photos", "photos"), ("set/photos", "set")]
+)
+def test_no_photograph_is_overwritten(tmp_path, photos, monkeypatch, data, output):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "set").mkdir()
+  (tmp_path / "set" / "photos").symlink_to(photos)
+  before = {path: path.read_bytes() for path in photos.rglob("*") if path.is_file()}
+  with pytest.raises(ValueError, match="--output would write SR images into .*photos"):
+    run("--model", "bicubic", "--data", data, "--output", output)
+  assert {path: path.read_bytes() for path in photos.rglob("*") if path.is_file()} == before
+
+
+def test_no_scale(tmp_path, photos):
+  with pytest.raises(ValueError, match="--scale=0 must be 1 or more"):
+    run("--model", "bicubic", "--data", photos, "--output", tmp_path / "out", "--scale", 0)

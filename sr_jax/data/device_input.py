@@ -231,7 +231,8 @@ def row_addresses(
 
 def _place(needed: int, devices: list[jax.Device], placement: str) -> str:
   """Where to put so many bytes; raises where they fit nowhere."""
-  free = min(_free_bytes(device) for device in devices)
+  # Half is for the step: its parameters and activations are not there yet.
+  free = 0.5 * min(_free_bytes(device) for device in devices)
   if jax.process_count() > 1:  # all hosts must decide alike
     free = float(np.min(multihost_utils.process_allgather(np.float32(free))))
   one, each = f"{needed / 1e9:.1f} GB", f"{needed / len(devices) / 1e9:.1f} GB"
@@ -243,7 +244,7 @@ def _place(needed: int, devices: list[jax.Device], placement: str) -> str:
     raise ValueError("placement='sharded' needs several devices; take 'replicated'")
   shares = f", nor do {each} on each of {len(devices)}" if placement != "replicated" else ""
   raise ValueError(
-    f"{one} of decoded images do not fit in the {free / 1e9:.1f} GB that are free on "
+    f"{one} of decoded images do not fit in the {free / 1e9:.1f} GB that are for them on "
     f"{devices[0].device_kind}{shares if len(devices) > 1 else ''}; "
     "read them from the disk with --config.data.input=tf"
   )

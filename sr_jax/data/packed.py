@@ -258,11 +258,15 @@ def verify_pack(folder: pathlib.Path) -> list[str]:
   try:
     with open(folder / "hr.bin", "rb") as hr_file, open(folder / "lr.bin", "rb") as lr_file:
       for entry in tqdm.tqdm(entries, "verifying", unit=" images", delay=2, disable=None):
-        wrong = [
-          key.upper()
-          for key, file in (("hr", hr_file), ("lr", lr_file))
-          if not _pixels_match(file, entry, key)
-        ]
+        try:
+          wrong = [
+            key.upper()
+            for key, file in (("hr", hr_file), ("lr", lr_file))
+            if not _pixels_match(file, entry, key)
+          ]
+        except (LookupError, TypeError, ValueError) as error:
+          faults.append(f"an entry of index.json is damaged: {error!r}")
+          continue
         if wrong:
           faults.append(f"{entry['name']}: {' and '.join(wrong)} pixels differ from their sha256")
   except FileNotFoundError:  # already among the faults
