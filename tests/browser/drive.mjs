@@ -95,6 +95,7 @@ for (let i = 0; i < 2; i += 1) {
 // Unfold everything, one by one: each image has to come up, each curve has to be drawn.
 await page.evaluate(() => { for (const fold of document.querySelectorAll('details')) fold.open = true; });
 await page.waitForFunction(() => [...document.querySelectorAll('details.image')].every((one) => one.dataset.ready));
+await page.waitForFunction(() => [...document.querySelectorAll('.chart')].every((one) => one.querySelector('svg .line[d], svg .broken')));
 const undecoded = await page.evaluate(async () => {
   const results = await Promise.allSettled([...document.images].map((image) => image.decode()));
   return results.filter((result) => result.status === 'rejected').length;
