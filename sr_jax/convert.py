@@ -75,7 +75,7 @@ def inspect(path: str) -> dict[str, Any]:
     facts |= {"network": network.name, "parameters": f"{count:,}"}
     return facts | {"convention": network.convention}
   facts |= {"network": model.name}
-  facts |= {key: value for key, value in model.kwargs.items()}
+  facts |= model.kwargs
   facts["parameters"] = f"{model_file.parameter_count(model):,}"
   facts |= model.info.get("file", {"format": "run", "dtype": "float32"})
   facts |= {"weights": model.info["digest"]}

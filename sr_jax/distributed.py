@@ -92,11 +92,10 @@ def roll_call(address: str, count: int, index: int, *, seconds: int) -> None:
   host, _, port = address.rpartition(":")
   if not (host and port.isdigit()):
     raise ValueError(f"the coordinator's address {address!r} must be HOST:PORT")
-  until = time.monotonic() + seconds
+  until, port = time.monotonic() + seconds, _roll_call_port(int(port))
   if index == 0:
-    problem = _host_roll_call(_roll_call_port(int(port)), count, until, seconds)
+    problem = _host_roll_call(port, count, until, seconds)
   else:
-    port = _roll_call_port(int(port))
     problem = _answer_roll_call(host.strip("[]"), port, count, index, until, seconds)
   if problem:
     raise TimeoutError(

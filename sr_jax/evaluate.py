@@ -445,16 +445,9 @@ def load_extra(wanted: Sequence[str], niqe_params: str = "") -> Extra:
 
 def read_curves(model: str) -> dict[str, list[tuple[int, float]]]:
   """Reads a run's losses and scores: {name: [(step, value), ...]}; {} for a model file."""
-  path = pathlib.Path(model) / logs.METRICS
   curves: dict[str, list[tuple[int, float]]] = {}
-  if not path.is_file():
-    return curves
-  for line in path.read_text().splitlines():
-    try:
-      entry = json.loads(line)
-      step = int(entry.pop("step"))
-    except (ValueError, KeyError, TypeError, AttributeError):
-      continue  # a last line that a crash cut off
+  for entry in logs.read(pathlib.Path(model)):
+    step = entry.pop("step")
     for name, value in entry.items():
       if isinstance(value, (int, float)):
         curves.setdefault(name, []).append((step, float(value)))
@@ -501,7 +494,8 @@ def main(argv: Sequence[str]) -> None:
       "scale, and give --scale for bicubic's"
     )
   data = args.data.split(",")
-  set_names = [open_test_set(spec, scale)[0] for spec in data]
+  test_sets = [open_test_set(spec, scale) for spec in data]
+  set_names = [set_name for set_name, _, _ in test_sets]
   _check_distinct("--data", set_names, "results are by the folder's name; rename one")
   for spec, set_name in zip(data, set_names, strict=True):
     for folder in folders:
@@ -514,8 +508,7 @@ def main(argv: Sequence[str]) -> None:
   results: dict[str, dict[str, Any]] = {label: {} for label in upscalers}
   taken: dict[str, set[pathlib.Path]] = {label: set() for label in upscalers}
   panels, page = comparison.Panels(), report.Report()
-  for set_spec in data:
-    set_name, count, test_images = open_test_set(set_spec, scale)
+  for set_name, count, test_images in test_sets:
 
     def keep(image, srs, scores, set_name=set_name):
       name = pathlib.PurePosixPath(image.name).with_suffix(".png").as_posix()
@@ -542,29 +535,33 @@ def main(argv: Sequence[str]) -> None:
     }
     for label, sets in results.items()
   }
-  columns = tables.columns(table)
-  protocol = PROTOCOL | {k: v for k, v in MORE_PROTOCOL.items() if k in columns}
+  protocol = PROTOCOL | {k: v for k, v in MORE_PROTOCOL.items() if k in tables.columns(table)}
   for (label, spec), folder in zip(models, folders, strict=True):
     one = {"model": spec, "scale": scale, "protocol": protocol, "sets": results[label]}
     _write_text(folder / "results.json", _json(one))
-  _write_text(output / "table.md", tables.format_markdown(table))
-  _write_text(output / "table.csv", tables.format_csv(table))
-  _write_text(output / "table.json", _json({"protocol": protocol, "models": table}))
   images.write_image(output / "comparison.png", panels.draw())
   page.write(
     output / "report.html",
     title=f"{', '.join(upscalers)} on {', '.join(set_names)}",
     table=table,
-    columns=columns,
+    columns=tables.columns(table),
     protocol=protocol,
     curves={label: curves for label, spec in models if (curves := read_curves(spec))},
     facts=facts,
   )
-  print(tables.format_text(table))
+  _write_table(output, table, protocol)
   print(
     f"\n{output}/report.html has the images side by side; comparison.png, the table (.md, .csv and "
     ".json), results.json and the SR images of each model are there too."
   )
+
+
+def _write_table(output: pathlib.Path, table: tables.Table, protocol: Mapping[str, str]) -> None:
+  """The one table of all models and sets: on the screen and in three files."""
+  _write_text(output / "table.md", tables.format_markdown(table))
+  _write_text(output / "table.csv", tables.format_csv(table))
+  _write_text(output / "table.json", _json({"protocol": protocol, "models": table}))
+  print(tables.format_text(table))
 
 
 def _check_apart(target: pathlib.Path, data: str) -> None:

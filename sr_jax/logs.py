@@ -56,19 +56,24 @@ class Writer:
       self._tensorboard.close()
 
 
-def has_scores(run: pathlib.Path, step: int) -> bool:
-  """Whether metrics.jsonl has the scores of a step."""
-  path = run / METRICS
-  if not path.exists():
-    return False
-  for line in path.read_text().splitlines():
+def read(run: pathlib.Path) -> list[dict[str, Any]]:
+  """Reads the lines of metrics.jsonl; one that a crash cut off is left out, [] without the file."""
+  path, entries = run / METRICS, []
+  for line in path.read_text().splitlines() if path.exists() else []:
     try:
       entry = json.loads(line)
-      if entry["step"] == step and any(key.startswith("eval/") for key in entry):
-        return True
-    except (json.JSONDecodeError, KeyError, TypeError):
-      continue  # cut off by a crash
-  return False
+    except json.JSONDecodeError:
+      continue
+    if isinstance(entry, dict) and isinstance(entry.get("step"), int):
+      entries.append(entry)
+  return entries
+
+
+def has_scores(run: pathlib.Path, step: int) -> bool:
+  """Whether metrics.jsonl has the scores of a step."""
+  return any(
+    entry["step"] == step and any(key.startswith("eval/") for key in entry) for entry in read(run)
+  )
 
 
 def cut_back(run: pathlib.Path, step: int) -> None:
@@ -79,15 +84,9 @@ def cut_back(run: pathlib.Path, step: int) -> None:
   path = run / METRICS
   if not path.exists() or jax.process_index() != 0:
     return
-  kept = []
-  for line in path.read_text().splitlines():
-    try:
-      if json.loads(line)["step"] <= step:
-        kept.append(line)
-    except (json.JSONDecodeError, KeyError, TypeError):
-      continue
+  kept = [json.dumps(entry) + "\n" for entry in read(run) if entry["step"] <= step]
   temporary = path.with_suffix(".tmp")
-  temporary.write_text("".join(line + "\n" for line in kept))
+  temporary.write_text("".join(kept))
   os.replace(temporary, path)
 
 

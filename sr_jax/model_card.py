@@ -21,13 +21,17 @@ _BY_HAND = ("name", "author", "license", "tags", "description", "images")
 
 
 def openmodeldb_entry(
-  model: model_file.Model, path: pathlib.Path, fields: Mapping[str, Any] | None = None
+  model: model_file.Model,
+  path: pathlib.Path,
+  file_sha256: str,
+  fields: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
   """Makes the entry of a model for OpenModelDB (the fields of its `src/lib/schema.ts`).
 
   Args:
     model: the model.
-    path: its file, read for size and sha256.
+    path: its file, there already.
+    file_sha256: of `sha256(path)`.
     fields: what its author says, of `_BY_HAND`.
 
   Returns:
@@ -48,7 +52,7 @@ def openmodeldb_entry(
         "platform": _PLATFORMS.get(path.suffix, "sr_jax"),
         "type": path.suffix.removeprefix("."),
         "size": path.stat().st_size,
-        "sha256": sha256(path),
+        "sha256": file_sha256,
         "urls": [],
       }
     ],
@@ -69,13 +73,17 @@ def left_to_the_author(entry: Mapping[str, Any]) -> list[str]:
 
 
 def model_card(
-  model: model_file.Model, path: pathlib.Path, fields: Mapping[str, Any] | None = None
+  model: model_file.Model,
+  path: pathlib.Path,
+  file_sha256: str,
+  fields: Mapping[str, Any] | None = None,
 ) -> str:
   """Writes a model card in Markdown, with the header that the Hugging Face Hub reads.
 
   Args:
     model: the model.
-    path: its file, read for sha256.
+    path: its file.
+    file_sha256: of `sha256(path)`.
     fields: what its author says: 'name', 'author', 'license', 'description'.
   """
   fields, info, config = fields or {}, model.info, model.info.get("config", {})
@@ -90,7 +98,7 @@ def model_card(
     "parameters": f"{model_file.parameter_count(model):,}",
     "weights": info["digest"],
     "trained from": ", ".join(info["ancestry"]) or "nothing, as far as the file says",
-    "sha256": f"`{sha256(path)}`",
+    "sha256": f"`{file_sha256}`",
   }
   lines = [*header, "---", "", f"# {_line(name)}", ""]
   if fields.get("description"):
@@ -133,11 +141,12 @@ def write_beside(
   Returns:
     The files that were written, and the fields that are left to the author.
   """
-  entry = openmodeldb_entry(model, path, fields)
+  digest = sha256(path)
+  entry = openmodeldb_entry(model, path, digest, fields)
   contents = {
-    ".sha256": f"{sha256(path)}  {path.name}\n",
+    ".sha256": f"{digest}  {path.name}\n",
     ".openmodeldb.json": json.dumps(entry, indent=2) + "\n",
-    ".md": model_card(model, path, fields),
+    ".md": model_card(model, path, digest, fields),
   }
   written = []
   for suffix, text in contents.items():

