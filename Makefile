@@ -3,6 +3,10 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := runs/demo
+# The libtpu that this jax asks for, with which programs for TPUs are compiled and read. In a folder of
+# its own: among the packages jax would take it for a TPU.
+TPU_COMPILER := $(VENV)/bin/python -c "import importlib.metadata as m; \
+  print(*[r.partition(';')[0] for r in m.requires('jax') if r.startswith('libtpu')])"
 CUDA := $(shell nvidia-smi >/dev/null 2>&1 && echo "'jax[cuda12]'")
 
 .PHONY: demo test lint clean-demo
@@ -45,6 +49,8 @@ $(VENV)/.installed-test: requirements-test.txt $(VENV)/.installed
 $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed-test
 	$(VENV)/bin/python -m pip install --quiet -r requirements-dev.txt
 	$(VENV)/bin/python -m pip install --quiet --no-deps spandrel
+	$(VENV)/bin/python -m pip install --quiet --no-deps --target $(VENV)/tpu --upgrade "$$($(TPU_COMPILER))" \
+	  || echo "no libtpu for this machine: the test of what a TPU's chips send will skip"
 	if command -v npm >/dev/null; then npm install --prefix tests/browser --no-package-lock --no-audit \
 	  --no-fund; else echo "no npm: the report's browser test will skip"; fi
 	touch $@

@@ -15,6 +15,7 @@ GENERATOR_KWARGS = {
     "growth": 32,
     "residual_scale": 0.2,
     "input_unshuffle": 1,
+    "dense": "",
     **_BODY,
   },
   "residualnet": {

@@ -1,7 +1,8 @@
-"""How every program fails: with one line where the user can mend it."""
+"""What all programs do alike: where they keep things, and how they fail, in one line."""
 
 import functools
 import os
+import pathlib
 import sys
 from collections.abc import Callable, Sequence
 
@@ -18,6 +19,7 @@ def guarded(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]], 
 
   @functools.wraps(main)
   def wrapper(argv: Sequence[str]) -> None:
+    keep_programs()
     logging.set_verbosity(logging.WARNING)  # Orbax tells forty lines a checkpoint at INFO
     try:
       main(argv)
@@ -27,3 +29,19 @@ def guarded(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]], 
       sys.exit(f"error: {error}")
 
   return wrapper
+
+
+def cache_folder(cache_dir: str = "") -> pathlib.Path:
+  """Returns the folder of what can be made again: `cache_dir`, $SR_JAX_CACHE, ~/.cache/sr_jax."""
+  return pathlib.Path(cache_dir or os.environ.get("SR_JAX_CACHE") or "~/.cache/sr_jax").expanduser()
+
+
+def keep_programs() -> None:
+  """Lets JAX keep compiled programs in the cache folder, so that the next start need not compile.
+
+  JAX_COMPILATION_CACHE_DIR names another folder, or with '' none. A program is known by all that
+  went into it, versions and kind of device too. What does not import JAX compiles nothing.
+  """
+  jax = sys.modules.get("jax")
+  if jax and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "programs"))

@@ -7,20 +7,20 @@ Messages between processes go through JAX's coordination service, not through th
 have time-outs, and what is missing can be named.
 """
 
+import atexit
 import contextlib
 import itertools
 import json
 import os
 import signal
 import socket
-import sys
+import threading
 import time
 from collections.abc import Mapping
 from typing import Any
 
 from absl import logging
 import jax
-from jax.experimental import multihost_utils
 
 MODES = ("auto", "on", "off")
 TIMEOUT_SECONDS = 300
@@ -208,20 +208,24 @@ def meet(name: str, value: Any, *, seconds: int = TIMEOUT_SECONDS) -> list[Any]:
   Raises:
     TimeoutError: names the processes that did not come.
   """
-  count = jax.process_count()
+  return _exchange(f"sr_jax/{next(_meetings)}/{name}", value, seconds)
+
+
+def _exchange(place: str, value: Any, seconds: int) -> list[Any]:
+  """`meet`, at a place that all processes know by themselves; each is used once."""
+  client, index, count = _group()
   if count == 1:
     return [json.loads(json.dumps(value))]
-  client = _client()
-  place = f"sr_jax/{next(_meetings)}/{name}"
-  client.key_value_set(f"{place}/{jax.process_index()}", json.dumps(value))
+  client.key_value_set(f"{place}/{index}", json.dumps(value))
   try:
     client.wait_at_barrier(place, seconds * 1000)
   except jax.errors.JaxRuntimeError as error:  # DEADLINE_EXCEEDED, or somebody died
     came = {int(key.rsplit("/", 1)[1]) for key, _ in client.key_value_dir_get(f"{place}/")}
     missing = ", ".join(str(i) for i in range(count) if i not in came) or "none"
     raise TimeoutError(
-      f"{name}: {len(came)} of {count} processes after {seconds} s; missing: process {missing}. Is "
-      f"that host up, and was the same command started on it? ({str(error).splitlines()[0]})"
+      f"{place.rpartition('/')[2]}: {len(came)} of {count} processes after {seconds} s; missing: "
+      f"process {missing}. Is that host up, and was the same command started on it? "
+      f"({str(error).splitlines()[0]})"
     ) from error
   texts = {int(key.rsplit("/", 1)[1]): text for key, text in client.key_value_dir_get(f"{place}/")}
   return [json.loads(texts[index]) for index in range(count)]
@@ -254,60 +258,111 @@ def check_same(name: str, facts: Mapping[str, Any], *, seconds: int = TIMEOUT_SE
       )
       problems.append(f"  {what}: {values}")
   if problems:
+    _let_others_leave(f"sr_jax/{next(_meetings)}/after {name}")
     raise ValueError(
       f"the processes of this run differ ({name}); make them equal:\n" + "\n".join(problems)
     )
 
 
-class Stop:
-  """Notices that the run is to stop: SIGTERM (preemption), SIGINT (Ctrl-C), on any process.
+def _let_others_leave(place: str) -> None:
+  """Before an end of all processes: with process 0 goes what the others would be ended by."""
+  _exchange(place, None, 30)
+  if _group()[2] > 1 and _group()[1] == 0:
+    time.sleep(2)
 
-  Within `with`, a signal only sets a flag, which all processes see after the same step. Before and
-  after, when there is nothing to save, it ends a run of one process at once with status 0; a run of
-  many stops after its next step. Without `install` nothing is noticed.
+
+class Stop:
+  """Notices that the run is to stop: SIGTERM (preemption) or SIGINT (Ctrl-C) to any process of it.
+
+  While there is something to save, from the first step of a stage to its last checkpoint, a signal
+  makes all processes stop after the same step. Before and after, it ends all of them with status 0,
+  whatever they are doing. Threads listen, since Python's own handlers wait for a compilation to
+  end. Without `install` nothing is noticed.
   """
 
   def __init__(self):
-    self._signal = ""
-    self._calls = itertools.count()
-    self._in_steps = False
-    self._several = jax.process_count() > 1
+    self._lock = threading.Lock()  # while the processes agree, none of them begins a step
+    self._calls, self._in_steps = 0, False
+    self._signal, self._last_call = "", 0
+    self._wakeup, self._before, self._listener = None, {}, None
+    self._uninstalled = threading.Event()
 
   def install(self) -> "Stop":
-    """Takes over SIGINT, and SIGTERM in a run of one process: JAX has it in one of many."""
-    signal.signal(signal.SIGINT, self._on_signal)
-    if not self._several:
-      signal.signal(signal.SIGTERM, self._on_signal)
+    """Takes over both signals; again after `start`, where JAX has taken SIGTERM, to hear all."""
+    if self._wakeup is None:
+      read, write = os.pipe()
+      os.set_blocking(write, False)
+      self._wakeup = write, signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+      threading.Thread(target=self._hear_signals, args=(read,), daemon=True).start()
+    for number in (signal.SIGTERM, signal.SIGINT):
+      before = signal.signal(number, lambda number, frame: None)  # the thread does the work
+      self._before.setdefault(number, before)
+    if _group()[2] > 1 and self._listener is None:
+      self._listener = threading.Thread(target=self._hear_others, daemon=True)
+      self._listener.start()
+      atexit.register(self.uninstall)
     return self
 
-  def __enter__(self) -> "Stop":
-    self._in_steps = True
-    return self
-
-  def __exit__(self, *exception: Any) -> None:
-    self._in_steps = False
+  def uninstall(self) -> None:
+    """Gives the signals back."""
+    self._uninstalled.set()
+    if self._listener:
+      self._listener.join()
+    if self._wakeup:
+      (write, before), self._wakeup = self._wakeup, None
+      signal.set_wakeup_fd(before)
+      os.close(write)  # ends the thread that reads
+    for number, before in self._before.items():
+      signal.signal(number, before or signal.SIG_DFL)
 
   def __call__(self) -> str:
-    """Returns what stopped the run, '' for nothing; called by every process after every step."""
-    if self._several and multihost_utils.reached_preemption_sync_point(next(self._calls)):
-      return self._signal or "a signal"
-    return "" if self._several else self._signal
+    """Returns what stops the run, '' for nothing; called by every process after every step."""
+    with self._lock:
+      self._calls, self._in_steps = self._calls + 1, True
+      return self._signal if self._signal and self._calls >= self._last_call else ""
 
   @property
   def pending(self) -> str:
-    """What is about to stop a run of one process: long work other than steps may give way."""
-    return "" if self._several else self._signal
+    """What will stop the run: long work other than steps may give way."""
+    return self._signal
 
-  def _on_signal(self, number: int, frame: Any) -> None:
-    del frame
-    self._signal = signal.Signals(number).name
-    if self._several:
-      os.kill(os.getpid(), signal.SIGTERM)  # JAX's handler tells the others
-    elif not self._in_steps:
-      print(f"stopped by {self._signal}; nothing was lost", flush=True)
-      sys.exit(0)
-    else:
-      print(f"{self._signal}: saving after this step ...", flush=True)
+  def saved(self) -> None:
+    """Says that there is nothing to save until the next step."""
+    with self._lock:
+      self._in_steps = False
+
+  def _hear_signals(self, pipe: int) -> None:
+    while number := os.read(pipe, 1):
+      name, (client, _, count) = signal.Signals(number[0]).name, _group()
+      if count > 1:
+        client.key_value_set(_STOP_KEY, name, allow_overwrite=True)  # to this process as well
+      else:
+        self._agree(name)
+    os.close(pipe)
+
+  def _hear_others(self) -> None:
+    # Asks again and again: a call that waits could not be ended before Python shuts down, and then
+    # it would take the process with it.
+    client = _group()[0]
+    while not self._uninstalled.wait(1):
+      with contextlib.suppress(jax.errors.JaxRuntimeError):  # nobody has set it
+        self._agree(client.key_value_try_get(_STOP_KEY))
+        return
+
+  def _agree(self, name: str) -> None:
+    """Settles with the other processes, all of them here, whether to save and after which step."""
+    with self._lock:
+      everyone = _exchange("sr_jax/state at a signal", [self._calls, self._in_steps], 30)
+      if any(in_steps for _, in_steps in everyone):
+        print(f"{name}: saving after this step ...", flush=True)
+        self._signal, self._last_call = name, max(calls for calls, _ in everyone) + 1
+        return
+      print(f"stopped by {name}; nothing was lost", flush=True)
+      _let_others_leave("sr_jax/leaving")
+      os._exit(0)
+
+
+_STOP_KEY = "sr_jax/stop"
 
 
 @contextlib.contextmanager
@@ -331,13 +386,17 @@ def naming_the_lost(seconds: int):
 
 def finish() -> None:
   """Lets go of the others, once all are done; without it the first to end would look dead."""
-  if jax.process_count() > 1:
+  if _group()[2] > 1:
     meet("finish", None)
     jax.distributed.shutdown()
 
 
-def _client() -> Any:
-  # JAX offers no public way to its coordination service's keys.
+def _group() -> tuple[Any, int, int]:
+  """JAX's coordination client, the index of this process and their number: (None, 0, 1) of one.
+
+  Unlike jax.process_count this starts no backend, and JAX offers no public way to the client.
+  """
   from jax._src import distributed
 
-  return distributed.global_state.client
+  state = distributed.global_state
+  return state.client, state.process_id or 0, state.num_processes or 1

@@ -73,7 +73,7 @@ def interpolate_models(
 def _network(model: model_file.Model) -> dict[str, Any]:
   """What decides the function that its weights compute; defaults filled in."""
   module = model_file.build_generator(model.name, model.kwargs)
-  how = ("parent", "name", "dtype", "unroll", "remat")
+  how = ("parent", "name", "dtype", "dense", "unroll", "remat")
   fields = {f: getattr(module, f) for f in module.__dataclass_fields__ if f not in how}
   return {"generator": model.name, **fields}
 

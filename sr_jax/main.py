@@ -76,14 +76,16 @@ def main(argv: Sequence[str]) -> None:
   share_overrides(config, dict(config_flags.get_override_values(flags.FLAGS["config"])))
   config.lock()
   filename = config_flags.get_config_filename(flags.FLAGS["config"])
+  stop = distributed.Stop().install()
   distributed.start(
     _DISTRIBUTED.value,
     start_seconds=_START_SECONDS.value,
     heartbeat_seconds=_HEARTBEAT_SECONDS.value,
   )
-  stop = distributed.Stop().install()
+  stop.install()
   with distributed.naming_the_lost(_HEARTBEAT_SECONDS.value):
     train.train_and_evaluate(config, _WORKDIR.value or default_workdir(filename), stop)
+  stop.uninstall()
   distributed.finish()
 
 

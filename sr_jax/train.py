@@ -33,6 +33,7 @@ from sr_jax import sharding
 from sr_jax import train_state
 from sr_jax import train_step
 from sr_jax import vgg
+from sr_jax.data import device_input
 from sr_jax.data import packed
 from sr_jax.data import sources
 
@@ -94,7 +95,11 @@ def train_and_evaluate(
   for stage in stages:
     if stage is main and main.restored is None and not config.init_from and "psnr" in config:
       main.model = main.load_model(str(run / "psnr"))
-    if stopped := train_stage(stage, stop):
+    stopped = train_stage(stage, stop)
+    if not stopped and stage is not main:  # a signal too late for the stage's last step
+      everyone = distributed.meet(f"end of {stage.run.name}", stop.pending)
+      stopped = next(filter(None, everyone), "")
+    if stopped:
       _say(f"{stage.run}: stopped by {stopped}; the same command goes on from here")
       return
 
@@ -274,7 +279,8 @@ def train_stage(stage: Stage, stop: distributed.Stop) -> str:
   writer = logs.Writer(run, tensorboard=config.log.tensorboard)
 
   vgg_params = jax.device_put(stage.vgg.params, replicated) if stage.vgg else None
-  batches = open_batches(config, stage.train_pack, start, mesh)
+  batches, cut = open_batches(config, stage.train_pack, start, mesh)
+  step_of = stage.step if cut is None else make_step(stage, stage.vgg, cut)
   progress = Progress(start, config.total_steps, config.data.batch_size)
   begin = last_save = time.monotonic()
   pending = None  # metrics of the step before: read when the next is on its way
@@ -284,49 +290,49 @@ def train_stage(stage: Stage, stop: distributed.Stop) -> str:
     f"{run}: {config.total_steps - start} steps on {mesh.size} {jax.devices()[0].device_kind}, "
     f"{len(stage.train_pack.names)} images, {gigabytes:.2f} GB decoded; compiling ..."
   )
-  with stop:  # until what is being written is on the disk
-    try:
-      if owes_scores(stage):  # it was stopped while it was scored
-        evaluate_state(stage, state, writer, start, stop)
-        stopped = stop.pending
-      for step in range(start + 1, config.total_steps + 1):
-        if stopped:
-          break
-        batch = progress.wait_for(batches)
-        state, metrics = stage.step(state, batch, vgg_params)
-        if step == start + 1:
-          jax.block_until_ready(metrics)
-          _say(f"  compiled in {time.monotonic() - begin:.0f} s")
-          progress.resume(step)
-        if pending:
-          write_metrics(writer, progress, *pending)
-        last = step == config.total_steps
-        logging_now = _due(step, config.log.every_steps) or last
-        pending = (step, metrics) if logging_now else None
-
-        stopped = stop()
-        evaluating = _scores_due(stage, step) and not stopped
-        saving = (
-          _due(step, config.checkpoint.every_steps)
-          or last
-          or bool(stopped)
-          or minutes_due(config.checkpoint.every_minutes, last_save, ask=logging_now)
-        )
-        if not (evaluating or saving):
-          continue
-        if pending:  # what a checkpoint follows is on disk before it
-          write_metrics(writer, progress, *pending)
-          pending = None
-        check_finite(step, jax.device_get(metrics))
-        scores = evaluate_state(stage, state, writer, step, stop) if evaluating else None
-        stopped = stopped or stop.pending
-        if saving or stopped:
-          checkpoint.save(manager, state, extra=extra, metrics=scores)
-          last_save = time.monotonic()
+  try:
+    if owes_scores(stage):  # it was stopped while it was scored
+      evaluate_state(stage, state, writer, start, stop)
+    for step in range(start + 1, config.total_steps + 1):
+      if stopped:
+        break
+      batch = progress.wait_for(batches)
+      state, metrics = step_of(state, batch, vgg_params)
+      if step == start + 1:
+        jax.block_until_ready(metrics)
+        _say(f"  compiled in {time.monotonic() - begin:.0f} s")
         progress.resume(step)
-    finally:
-      manager.close()  # waits for what is being written
-      writer.close()
+      if pending:
+        write_metrics(writer, progress, *pending)
+      last = step == config.total_steps
+      logging_now = _due(step, config.log.every_steps) or last
+      pending = (step, metrics) if logging_now else None
+
+      stopped = stop()
+      evaluating = _scores_due(stage, step) and not stopped
+      saving = (
+        _due(step, config.checkpoint.every_steps)
+        or last
+        or bool(stopped)
+        or minutes_due(config.checkpoint.every_minutes, last_save, ask=logging_now)
+      )
+      if not (evaluating or saving):
+        continue
+      if pending:  # what a checkpoint follows is on disk before it
+        write_metrics(writer, progress, *pending)
+        pending = None
+      check_finite(step, jax.device_get(metrics))
+      scores = evaluate_state(stage, state, writer, step, stop) if evaluating else None
+      if evaluating and scores is None:
+        stopped = stop.pending or "a signal to another process"
+      if saving or stopped:
+        checkpoint.save(manager, state, extra=extra, metrics=scores)
+        last_save = time.monotonic()
+      progress.resume(step)
+  finally:
+    manager.close()  # waits for what is being written
+    writer.close()
+    stop.saved()
   return stopped
 
 
@@ -374,8 +380,16 @@ def start_state(stage: Stage) -> tuple[train_state.TrainState, dict[str, Any]]:
   return create(stage.model.variables, variables_d), {"info": {"ancestry": ancestry}}
 
 
-def make_step(stage: Stage, weights: vgg.VGG | None) -> train_step.TrainStep:
-  """Turns the recipe's words into the functions of one jitted step."""
+def make_step(
+  stage: Stage, weights: vgg.VGG | None, cut: device_input.Cut | None = None
+) -> train_step.TrainStep:
+  """Turns the recipe's words into the functions of one jitted step.
+
+  Args:
+    stage: the recipe and its networks.
+    weights: of the perceptual term, or None.
+    cut: what makes a batch inside the step, or None where it comes from the host.
+  """
   config = stage.config
   rate = config.learning_rate
   if rate.schedule == "cosine_restarts" and sum(rate.periods) < config.total_steps:
@@ -409,6 +423,7 @@ def make_step(stage: Stage, weights: vgg.VGG | None) -> train_step.TrainStep:
     accumulate_steps=config.optimizer.accumulate_steps,
     dtype=jnp.dtype(config.dtype),
     mesh=stage.mesh,
+    cut=cut,
   )
 
 
@@ -441,13 +456,18 @@ def build_discriminator(config: Config):
 
 def open_batches(
   config: Config, pack: packed.Pack, start_step: int, mesh: jax.sharding.Mesh
-) -> Iterator[Mapping[str, jax.Array]]:
-  """Opens the input: global batches {'lr', 'hr'} from a step on, sharded over the mesh."""
+) -> tuple[Iterator[Any], device_input.Cut | None]:
+  """Opens the input.
+
+  Returns:
+    What the step takes, step by step, and None: global batches {'lr', 'hr'} from `start_step` on,
+    sharded over the mesh. Or, where the images live on the devices, those again and again, and the
+    function with which the step cuts its batch out of them.
+  """
   arguments = dict(
     batch_size=config.data.batch_size,
     lr_patch=config.data.hr_patch // config.scale,
     seed=config.seed,
-    start_step=start_step,
   )
   kind = config.data.input
   if kind in ("tf", "auto"):
@@ -460,17 +480,27 @@ def open_batches(
         raise
       kind = "device"
     else:
+      count = jax.process_count()
+      ram = tf_input.ram_bytes(
+        pack,
+        batch_size=config.data.batch_size,
+        lr_patch=arguments["lr_patch"],
+        process_count=count,
+      )
+      _say(f"  input: tf.data, at most {ram / 1e6:,.0f} MB of each host's memory")
       host_batches = tf_input.make_tf_input(
         pack,
+        start_step=start_step,
         process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_count=count,
         **arguments,
       )
-      return (sharding.global_batch(mesh, batch) for batch in host_batches)
+      return (sharding.global_batch(mesh, batch) for batch in host_batches), None
   if kind == "device":
-    from sr_jax.data import device_input
-
-    return device_input.make_device_input(pack, sharding=sharding.batch_sharded(mesh), **arguments)
+    arrays, cut = device_input.make_cutter(pack, sharding=sharding.batch_sharded(mesh), **arguments)
+    held = sum(array.addressable_shards[0].data.nbytes for array in arrays.values())
+    _say(f"  input: the images, {held / 1e6:,.0f} MB of each device's memory")
+    return itertools.repeat(arrays), cut
   raise ValueError(f"data.input={kind!r} must be one of auto, tf, device")
 
 
@@ -505,10 +535,12 @@ def evaluate_state(
     images = itertools.chain(share[:1], rest)
     scored = evaluate.evaluate_set({"ema": upscale}, images, stage.config.scale, keep=keep)
     per_image = scored["ema"]["images"]
-  if stop.pending:
+  everyone = distributed.meet(
+    f"scores of step {step}", [bool(stop.pending), per_image], seconds=_SLOWER_SECONDS
+  )
+  if any(gave_way for gave_way, _ in everyone):
     return None
-  everyone = distributed.meet(f"scores of step {step}", per_image, seconds=_SLOWER_SECONDS)
-  gathered = {name: scores for theirs in everyone for name, scores in theirs.items()}
+  gathered = {name: scores for _, theirs in everyone for name, scores in theirs.items()}
   scored = evaluate.with_means({name: gathered[name] for name in names})
   means = {key: value for key, value in scored.items() if key != "images"}
   writer.scalars(step, {f"eval/{key}": value for key, value in means.items()}, {})

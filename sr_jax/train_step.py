@@ -95,6 +95,7 @@ def make_train_step(
   accumulate_steps: int = 1,
   dtype: jnp.dtype = jnp.float32,
   mesh: jax.sharding.Mesh,
+  cut: Callable[[Any, jax.Array], Mapping[str, jax.Array]] | None = None,
 ) -> TrainStep:
   """Makes the jitted, donated, mesh-sharded update.
 
@@ -116,6 +117,8 @@ def make_train_step(
       means of RaGAN and of BatchNorm are then over a micro-batch (of all devices).
     dtype: of VGG's convolutions; the networks have their own. Losses are float32.
     mesh: of `sharding.create_mesh`; parameters are replicated, the batch is split.
+    cut: of `device_input.make_cutter`: the step then takes that function's arrays, the images, in
+      the place of a batch, and cuts the batch of `state.step` itself.
 
   Returns:
     (state, batch, vgg_params) -> (state, metrics). The state is donated. The batch has 'lr'
@@ -199,6 +202,8 @@ def make_train_step(
     return jax.tree.map(lambda x: jnp.mean(x, axis=0), means), stats
 
   def train_step(state: TrainState, batch, vgg_params) -> tuple[TrainState, Metrics]:
+    if cut is not None:
+      batch = cut(batch, state.step)
     g, d = state.generator, state.discriminator
     params_d, stats_d = (None, None) if d is None else (d.params, d.batch_stats)
     gradients = compute_gradients if accumulate_steps == 1 else accumulate
@@ -230,8 +235,9 @@ def make_train_step(
     return TrainState(state.step + 1, new_g, new_d, new_ema), metrics
 
   rep, split = sharding.replicated(mesh), sharding.batch_sharded(mesh)
+  images = split if cut is None else None  # None: as they lie
   return jax.jit(
-    train_step, donate_argnums=0, in_shardings=(rep, split, rep), out_shardings=(rep, rep)
+    train_step, donate_argnums=0, in_shardings=(rep, images, rep), out_shardings=(rep, rep)
   )
 
 

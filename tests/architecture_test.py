@@ -52,6 +52,7 @@ WITHIN_A_GROUP = {
   ("losses", "vgg"),
   ("data", "data"),
   ("data", "images"),
+  ("data", "cli"),
   ("model_file", "checkpoint"),
   ("evaluate", "model_file"),
   ("evaluate", "logs"),

@@ -126,3 +126,37 @@ def test_a_program_from_the_shell(tmp_path):
   assert ended.stderr.splitlines()[-1].startswith("error: ")
   assert "half.pdf: suffix must be .safetensors, .npz" in ended.stderr
   assert "Traceback" not in ended.stderr
+
+
+COMPILES = """
+import sys
+import jax
+from sr_jax import cli
+
+def main(argv):
+  jax.jit(lambda x: jax.numpy.sin(x @ x.T @ x))(jax.numpy.ones((9, 9)))
+  print(jax.config.jax_compilation_cache_dir)
+
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+cli.guarded(main)(sys.argv[1:])
+"""
+
+
+def test_programs_are_kept_for_the_next_start(tmp_path, monkeypatch):
+  monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+  result = python("-c", COMPILES, SR_JAX_CACHE=str(tmp_path))
+  assert result.stdout.strip() == str(tmp_path / "programs")
+  kept = sorted(path.name for path in (tmp_path / "programs").iterdir())
+  assert any("jit" in name for name in kept)
+  python("-c", COMPILES, SR_JAX_CACHE=str(tmp_path))
+  assert {p.name for p in (tmp_path / "programs").iterdir() if p.name.endswith("-cache")} == {
+    name for name in kept if name.endswith("-cache")
+  }
+
+
+@pytest.mark.parametrize("place", ["", "elsewhere"])
+def test_who_names_a_place_for_programs_is_heard(tmp_path, place):
+  place = place and str(tmp_path / place)
+  result = python("-c", COMPILES, SR_JAX_CACHE=str(tmp_path), JAX_COMPILATION_CACHE_DIR=place)
+  assert result.stdout.strip() == place
+  assert not (tmp_path / "programs").exists()

@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,10 +18,11 @@ import jax
 import numpy as np
 import pytest
 
-from e2e_test import leaves, lines, photographs, tiny, whole_run  # noqa: F401  (fixtures)
+from e2e_test import lines, photographs, tiny, whole_run  # noqa: F401  (fixtures)
 from sr_jax import distributed
 from sr_jax import sharding
 from sr_jax import train
+from sr_jax.data import sampling
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 HEARTBEAT = 10
@@ -34,12 +36,16 @@ distributed.start("auto", start_seconds=60, heartbeat_seconds={heartbeat})
 import e2e_test
 from sr_jax import cli, train
 photographs, run, overrides = json.loads(sys.argv[1])
+stays = overrides.pop("stays", False)
 config = e2e_test.tiny(pathlib.Path(photographs), **overrides)
 stop = distributed.Stop().install()
+if stays:  # before its first step, where the others will wait for it
+  train.make_step = lambda *arguments: lambda *arguments: __import__("time").sleep(300)
 
 def main(argv):
   with distributed.naming_the_lost({heartbeat}):
     train.train_and_evaluate(config, run, stop)
+  stop.uninstall()
   distributed.finish()
 
 cli.guarded(main)(sys.argv)
@@ -59,7 +65,9 @@ def free_port() -> int:
       return port
 
 
-def start(photographs, run, *, processes=2, devices=2, differing=None, **overrides):
+def start(
+  photographs, run, *, processes=2, devices=2, differing=None, program=PROCESS, **overrides
+):
   """Starts the processes of one run; returns them, their output goes to files beside the run."""
   port, started = free_port(), []
   run.parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +85,7 @@ def start(photographs, run, *, processes=2, devices=2, differing=None, **overrid
     log = open(output(run, index), "w")
     started.append(
       subprocess.Popen(
-        [sys.executable, "-c", PROCESS.format(heartbeat=HEARTBEAT),
+        [sys.executable, "-c", program.format(heartbeat=HEARTBEAT),
          json.dumps([str(photographs), str(run), mine])],
         cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT,
       )
@@ -107,31 +115,37 @@ def gan_overrides(whole, **more):
   }  # fmt: skip
 
 
-def test_one_device_and_two_processes_and_eight_devices_are_the_same_run(
+def assert_ended(started, run: pathlib.Path) -> None:
+  for index, process in enumerate(started):
+    assert process.wait(timeout=300) == 0, output(run, index).read_text()[-3000:]
+
+
+def test_any_number_of_devices_and_processes_is_the_same_run(
   photographs, whole_run, tmp_path, monkeypatch
 ):
   whole, _ = whole_run
   overrides = gan_overrides(whole)
-  started = start(photographs, tmp_path / "two", **overrides)
+  for name, processes, kind in (("two", 2, "tf"), ("four", 4, "device")):
+    which = {"processes": processes, "data.input": kind}
+    assert_ended(start(photographs, tmp_path / name, **which, **overrides), tmp_path / name)
   config = tiny(photographs, **overrides)
   train.train_and_evaluate(config, tmp_path / "eight")
   create_mesh = sharding.create_mesh
   monkeypatch.setattr(sharding, "create_mesh", lambda: create_mesh(jax.devices()[:1]))
   train.train_and_evaluate(config, tmp_path / "one")
-  for index, process in enumerate(started):
-    assert process.wait(timeout=300) == 0, output(tmp_path / "two", index).read_text()[-3000:]
-  runs = [lines(tmp_path / name) for name in ("one", "two", "eight")]
-  assert [len(run) for run in runs] == [22] * 3
-  for one, two, eight in zip(*runs, strict=True):
-    assert one.keys() == two.keys() == eight.keys()
-    for name in one:
-      if name.startswith(("loss", "eval/psnr")):
-        np.testing.assert_allclose(two[name], one[name], rtol=1e-5, err_msg=f"{name} {one['step']}")
-        np.testing.assert_allclose(eight[name], one[name], rtol=1e-5, err_msg=name)
+  runs = {name: lines(tmp_path / name) for name in ("one", "two", "four", "eight")}
+  assert [len(run) for run in runs.values()] == [22] * 4
+  for run, those in runs.items():
+    for one, other in zip(runs["one"], those, strict=True):
+      assert one.keys() == other.keys()
+      for name in one:
+        if name.startswith(("loss", "eval/psnr")):
+          where = f"{name} at step {one['step']} of {run}"
+          np.testing.assert_allclose(other[name], one[name], rtol=1e-5, err_msg=where)
 
 
 def test_a_signal_to_one_of_two_stops_both_and_any_topology_goes_on(
-  photographs, whole_run, tmp_path
+  photographs, whole_run, tmp_path, monkeypatch
 ):
   whole, _ = whole_run
   run = tmp_path / "run"
@@ -143,20 +157,134 @@ def test_a_signal_to_one_of_two_stops_both_and_any_topology_goes_on(
   sent = time.monotonic()
   assert [process.wait(timeout=60) for process in started] == [0, 0]
   assert time.monotonic() - sent < 30
-  assert "stopped by a signal; the same command goes on" in output(run, 0).read_text()
+  assert "stopped by SIGTERM; the same command goes on" in output(run, 0).read_text()
   (folder,) = (run / "checkpoints").iterdir()
   step = int(folder.name)
   assert max(line["step"] for line in lines(run)) == step
 
-  # The state that two processes of two devices wrote, on one process of eight.
+  # What two processes of two devices wrote, on 8, 4 and 1 devices; and what 8 go on with, on two
+  # processes again.
   config = tiny(photographs, **{**overrides, "total_steps": step + 2})
-  manifest = json.loads(next(folder.glob("manifest/*")).read_text())["leaves"]
-  for path, leaf in leaves(run, config).items():
-    if not path.startswith("ema_params"):
-      digest = hashlib.sha256(np.ascontiguousarray(leaf)).hexdigest()
-      assert manifest[f"state/{path}"][2] == digest, path
+  create_mesh = sharding.create_mesh
+  for devices in (8, 4, 1):
+    with monkeypatch.context() as patched:
+      patched.setattr(sharding, "create_mesh", lambda n=devices: create_mesh(jax.devices()[:n]))
+      seen = look(config, run)
+    assert_as_written(seen, run, step)
+    assert_next_examples(seen, config, run, step)
   train.train_and_evaluate(config, run)
   assert max(line["step"] for line in lines(run)) == step + 2
+  overrides["total_steps"] = step + 4
+  assert_ended(start(photographs, run, program=LOOK, **overrides), run)
+  seen = [json.loads(output(run, index).read_text().splitlines()[-1]) for index in range(2)]
+  assert seen[0]["leaves"] == seen[1]["leaves"]
+  merged = {"leaves": seen[0]["leaves"], "rows": seen[0]["rows"] | seen[1]["rows"]}
+  assert_as_written(merged, run, step + 2)
+  assert_next_examples(merged, config, run, step + 2)
+  assert_ended(start(photographs, run, **overrides), run)
+  assert max(line["step"] for line in lines(run)) == step + 4
+
+
+# One process of a run that looks at what it would go on from.
+LOOK = """
+import json, pathlib, sys
+sys.path.insert(0, "tests")
+from sr_jax import distributed
+distributed.start("auto", start_seconds=60, heartbeat_seconds={heartbeat})
+import distributed_test, e2e_test
+photographs, run, overrides = json.loads(sys.argv[1])
+config = e2e_test.tiny(pathlib.Path(photographs), **overrides)
+print(json.dumps(distributed_test.look(config, pathlib.Path(run))), flush=True)
+distributed.finish()
+"""
+
+
+def look(config, run: pathlib.Path) -> dict[str, dict[str, str]]:
+  """sha256 of each leaf of the newest state, and of this process's rows of the next 13 batches."""
+  stage = train.Stage(config, run)
+  assert stage.open() == []
+  stage.pack()
+  state, _ = stage.restored
+  paths = jax.tree_util.tree_leaves_with_path(state)
+  named = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in paths}
+  rows, start_step = {}, int(state.step)
+  batches, _ = train.open_batches(config, stage.train_pack, start_step, stage.mesh)
+  for step in range(start_step, start_step + 13):  # 104 examples
+    batch = next(batches)
+    for key in ("lr", "hr"):
+      for shard in batch[key].addressable_shards:
+        for row, image in zip(range(8)[shard.index[0]], np.asarray(shard.data), strict=True):
+          rows[f"{step} {key} {row}"] = sha256(image)
+  return {"leaves": {name: sha256(leaf.addressable_data(0)) for name, leaf in named.items()},
+          "rows": rows}  # fmt: skip
+
+
+def sha256(array) -> str:
+  return hashlib.sha256(np.ascontiguousarray(array)).hexdigest()
+
+
+def assert_as_written(seen, run: pathlib.Path, step: int) -> None:
+  """Each leaf is what the checkpoint's manifest says was written."""
+  manifest = run / "checkpoints" / str(step) / "manifest"
+  written = json.loads(next(manifest.iterdir()).read_text())["leaves"]
+  items = {"ema_params/": "model/params/", "": "state/"}
+  for name, digest in seen["leaves"].items():
+    prefix = next(prefix for prefix in items if name.startswith(prefix))
+    assert written[items[prefix] + name.removeprefix(prefix)][2] == digest, name
+
+
+def assert_next_examples(seen, config, run: pathlib.Path, start_step: int) -> None:
+  """Each row of the next batches is what numpy cuts for it, whoever has it."""
+  stage = train.Stage(config, run)
+  assert stage.open() == []
+  stage.pack()
+  expected = {}
+  for step in range(start_step, start_step + 13):
+    cut = sampling.cut_batch(stage.train_pack, step, batch_size=8, lr_patch=8, seed=config.seed)
+    for key, images in zip(("lr", "hr"), cut, strict=True):
+      expected |= {f"{step} {key} {row}": sha256(image) for row, image in enumerate(images)}
+  assert seen["rows"] == expected
+
+
+def test_a_signal_before_the_first_step_ends_both(photographs, whole_run, tmp_path):
+  """One process has not come to its first step, the other waits for it within it."""
+  whole, _ = whole_run
+  run = tmp_path / "run"
+  started = start(photographs, run, differing={"stays": True}, **gan_overrides(whole))
+  for _ in range(600):
+    if "compiling" in output(run, 0).read_text():
+      break
+    time.sleep(0.1)
+  time.sleep(5)
+  started[0].send_signal(signal.SIGTERM)
+  sent = time.monotonic()
+  assert [process.wait(timeout=60) for process in started] == [0, 0]
+  assert time.monotonic() - sent < 30
+  for index in range(2):
+    assert "stopped by SIGTERM; nothing was lost" in output(run, index).read_text()
+  assert not list((run / "checkpoints").iterdir())
+
+
+def test_scores_of_two_processes_are_one_process_to_the_last_digit(
+  photographs, whole_run, tmp_path
+):
+  """Three images, so that one process has two and the other one."""
+  whole, _ = whole_run
+  overrides = {"eval.max_images": 3}
+  written = {}
+  for name in ("one", "two"):
+    run = tmp_path / name
+    shutil.copytree(whole, run)
+    kept = [line for line in lines(run) if line["step"] < 4 or "eval/psnr_y" not in line]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
+    if name == "one":
+      train.train_and_evaluate(tiny(photographs, **overrides), run)
+    else:
+      assert_ended(start(photographs, run, **overrides), run)
+    written[name] = lines(run)
+    assert len(written[name]) == len(kept) + 1
+  assert written["one"] == written["two"]
+  assert {"eval/psnr_y", "eval/ssim_y", "eval/psnr_rgb", "eval/ssim_rgb"} <= set(written["two"][-1])
 
 
 def test_a_process_that_dies_ends_the_other_which_names_it(photographs, whole_run, tmp_path):

@@ -190,10 +190,16 @@ def test_killed_by_the_kernel_and_resumed(whole_run, photographs, tmp_path):
 @pytest.fixture
 def stop():
   """Takes the signals over, and gives them back."""
-  before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-  yield distributed.Stop().install()
-  for number, handler in before.items():
-    signal.signal(number, handler)
+  stop = distributed.Stop().install()
+  yield stop
+  stop.uninstall()
+
+
+def send(number: int, stop: distributed.Stop) -> None:
+  """Sends this process a signal, and waits until its thread has heard it."""
+  os.kill(os.getpid(), number)
+  while not stop.pending:
+    time.sleep(0.01)
 
 
 @pytest.mark.parametrize(
@@ -209,7 +215,7 @@ def test_a_signal_saves_its_step_and_the_run_goes_on(
   def signalled(self, batches):
     seen.append(0)
     if len(seen) == updates:
-      os.kill(os.getpid(), number)
+      send(number, stop)
     return wait_for(self, batches)
 
   with monkeypatch.context() as patched:
@@ -235,7 +241,7 @@ def test_a_signal_while_scores_are_computed(whole_run, tmp_path, monkeypatch, st
       yield batch
       seen.append(0)
       if len(seen) == which - 1:  # two images each: after the first
-        os.kill(os.getpid(), signal.SIGTERM)
+        send(signal.SIGTERM, stop)
 
   with monkeypatch.context() as patched:
     patched.setattr(evaluate, "_batches", signalled)
@@ -247,12 +253,64 @@ def test_a_signal_while_scores_are_computed(whole_run, tmp_path, monkeypatch, st
   assert_same_run(run / "psnr", whole / "psnr", config.psnr)
 
 
-def test_a_signal_before_the_first_step_ends_at_once(stop, capsys):
-  with pytest.raises(SystemExit) as ended:
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(5)
-  assert ended.value.code == 0
-  assert "stopped by SIGTERM; nothing was lost" in capsys.readouterr().out
+# A run in a process of its own that says where it is and then stays there, in Python or in C++.
+STUCK = """
+import os, pathlib, sys, time
+sys.path.insert(0, "tests")
+import conftest, e2e_test
+from sr_jax import distributed, train
+stop = distributed.Stop().install()
+photographs, run, place = sys.argv[1:]
+config = e2e_test.tiny(pathlib.Path(photographs))
+
+def stay(*arguments, **named):
+  print("here", flush=True)
+  if place == "step":  # as in a compilation, no handler of Python runs in here
+    import jax
+    x = jax.numpy.ones((2000, 2000))
+    jax.jit(lambda x: jax.lax.fori_loop(0, 10**6, lambda i, x: jax.numpy.sin(x @ x), x))(
+      x
+    ).block_until_ready()
+  time.sleep(120)
+
+if place == "images":
+  train.packed.build_pack = stay
+elif place == "step":
+  train.make_step = lambda *arguments: stay
+else:  # the end of the first stage, before the second has begun
+  start_state = train.start_state
+  train.start_state = lambda stage: stay() if stage.run.name != "psnr" else start_state(stage)
+train.train_and_evaluate(config, run, stop)
+"""
+
+
+@pytest.mark.parametrize(
+  "place, number",
+  [("images", signal.SIGTERM), ("step", signal.SIGINT), ("second stage", signal.SIGTERM)],
+)
+def test_a_signal_while_there_is_nothing_to_save_ends_at_once(
+  whole_run, photographs, tmp_path, place, number
+):
+  whole, config = whole_run
+  run = tmp_path / "run"
+  process = subprocess.Popen(
+    [sys.executable, "-c", STUCK, str(photographs), str(run), place],
+    cwd=ROOT, stdout=subprocess.PIPE, text=True,
+  )  # fmt: skip
+  while (line := process.stdout.readline()) and line != "here\n":
+    pass
+  assert line, "the run did not come that far"
+  time.sleep(1)
+  process.send_signal(number)
+  sent = time.monotonic()
+  rest, _ = process.communicate(timeout=60)
+  assert time.monotonic() - sent < 10
+  assert process.returncode == 0
+  assert f"stopped by {number.name}; nothing was lost" in rest
+  if place == "second stage":
+    train.train_and_evaluate(config, run)
+    assert_same_run(run, whole, config)
+    assert_same_run(run / "psnr", whole / "psnr", config.psnr)
 
 
 def test_a_damaged_checkpoint_costs_two_steps_and_nothing_else(whole_run, tmp_path):

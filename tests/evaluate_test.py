@@ -81,6 +81,12 @@ def test_padding_changes_nothing(name):
     assert_same_image(upscale(lr), to_uint8(apply(model, lr)))
 
 
+def test_padding_changes_nothing_by_source():
+  model = contrasting_model(dense="by_source")
+  lr = photo(13, 37)
+  assert_same_image(upscaler(model)(lr), to_uint8(apply(model, lr)))
+
+
 @pytest.mark.parametrize("scale", [1, 2, 3, 8])
 def test_padding_changes_nothing_at_any_scale(scale):
   model = contrasting_model("residualnet", scale=scale)

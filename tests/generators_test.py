@@ -1,6 +1,7 @@
 """Tests of sr_jax/generators.py, against the networks of torch_references.py with equal weights."""
 
 import functools
+import re
 
 import flax.linen as nn
 import jax
@@ -194,6 +195,47 @@ def test_looped_unrolled_and_rematerialised_bodies_are_the_same(name, blocks, va
         assert_close({"": a}, {"": b}, tolerance=1e-5)
 
 
+def test_dense_blocks_by_source_are_the_same_network():
+  """Same parameters, drawn alike; same output and gradients, in float32 and within bfloat16's."""
+  lr, cotangent = images(6, 6, 2)
+  make = functools.partial(RRDBNet, features=6, blocks=2, growth=4, scale=2)
+  plain, fast = make(dense="concat"), make(dense="by_source")
+  jax.tree.map(np.testing.assert_array_equal, initial_params(plain), initial_params(fast))
+  variables = random_variables(plain, lr)
+  exact = values_and_gradients(plain, variables, lr, cotangent)
+  for a, b in zip(values_and_gradients(fast, variables, lr, cotangent), exact, strict=True):
+    if jax.tree.leaves(b):
+      assert_close({"": a}, {"": b}, tolerance=1e-5)
+
+  def error(net):
+    """Of the output and of the gradients, relative to the largest value of each leaf."""
+    seen = values_and_gradients(net, variables, lr, cotangent)[:3]
+    return [
+      float(np.abs(a - b).max() / np.abs(b).max())
+      for a, b in zip(jax.tree.leaves(seen), jax.tree.leaves(exact[:3]), strict=True)
+    ]
+
+  ours, theirs = (error(make(dense=d, dtype="bfloat16")) for d in ("by_source", "concat"))
+  assert 1e-4 < np.mean(ours) < 1.5 * np.mean(theirs)
+
+
+def test_dense_blocks_are_by_source_on_a_gpu(monkeypatch):
+  lr = jnp.zeros((1, 8, 8, 3))
+  net = RRDBNet(features=6, blocks=1, growth=4)
+  variables = jax.eval_shape(lambda: net.init(jax.random.key(0), lr, train=False))
+
+  def widths():
+    program = jax.jit(lambda v: net.apply(v, lr, train=False)).lower(variables).as_text()
+    return {
+      int(n) for n in re.findall(r"stablehlo.convolution.*-> tensor<1x8x8x(\d+)xf32>", program)
+    }
+
+  assert widths() == {6, 4}
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  jax.clear_caches()
+  assert widths() == {6, 22, 18, 14, 10}  # 4 x 4 + 6, then 4 fewer each time, 6 in the end
+
+
 def body_loops(net, *, train):
   """Whether the program has a loop over the blocks, in the forward and in the gradient."""
   lr = jnp.zeros((1, 4, 4, 3))
@@ -324,6 +366,10 @@ def test_height_and_width_can_stay_unknown(name):
     (lambda: MSRResNet(dtype="bf16"), "dtype='bf16' must be a float dtype; try float32 or bf"),
     (lambda: MSRResNet(dtype="int32"), "dtype='int32' must be a float dtype"),
     (lambda: ResidualNet(unroll=-1), "unroll=-1 must be 0"),
+    (
+      lambda: RRDBNet(dense="fast"),
+      "RRDBNet: dense='fast' must be one of concat, by_source, or ''",
+    ),
   ],
 )
 def test_invalid_values_are_named(make, message):

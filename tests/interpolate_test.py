@@ -78,7 +78,8 @@ def test_networks_are_compared(name, kwargs, message):
 
 def test_how_a_network_is_computed_does_not_matter():
   psnr, gan = make_model(seed=1), make_model(seed=2)
-  gan = gan._replace(kwargs={**gan.kwargs, "remat": True, "unroll": 2, "residual_scale": 0.2})
+  how = {"remat": True, "unroll": 2, "dense": "by_source"}
+  gan = gan._replace(kwargs={**gan.kwargs, **how, "residual_scale": 0.2})
   interpolate.interpolate_models(psnr, gan, 0.5)
 
 

@@ -31,6 +31,7 @@ import numpy as np
 import tqdm
 from absl import logging
 
+from sr_jax import cli
 from sr_jax import resize
 from sr_jax.data.sources import FORMAT_VERSION, Source, name_list
 
@@ -129,8 +130,7 @@ def build_pack(
     if pack.scale != scale:
       raise ValueError(f"{source.pack} was prepared for scale {pack.scale}, not {scale}")
     return pack
-  cache = pathlib.Path(cache_dir or os.environ.get("SR_JAX_CACHE") or "~/.cache/sr_jax")
-  folder = cache.expanduser() / _key(source, scale, convention, None)[:20]
+  folder = cli.cache_folder(cache_dir) / _key(source, scale, convention, None)[:20]
   return write_pack(folder, source, scale, min_hr, convention=convention, threads=threads)
 
 

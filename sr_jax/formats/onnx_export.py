@@ -48,7 +48,8 @@ def to_onnx(
 
   Args:
     name: a key of GENERATORS.
-    kwargs: fields of the module; `dtype`, `unroll` and `remat` say how JAX computes: no trace here.
+    kwargs: fields of the module; `dtype`, `dense`, `unroll` and `remat` say how JAX computes: no
+      trace here.
     variables: {'params': ..., 'batch_stats': ...}.
     dtype: 'float32' or 'float16', of the weights and of input, output and all between. Programs see
       it in the input's type and feed what it says.
