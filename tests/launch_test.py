@@ -782,8 +782,11 @@ class FakeSlurm:
     executable(folder / "bin" / "srun", python_stub(FAKES / "srun.py"))
     executable(
       folder / "bin" / "scontrol",
-      f'#!/usr/bin/env bash\nprintf "%s\\n" "$*" >> {shlex.quote(str(folder))}/scontrol.log\n',
+      f"#!/usr/bin/env bash\ncd {shlex.quote(str(folder))}\n"
+      'if [[ "$1" == show ]]; then echo "JobId=$3 JobState=$(cat state) Reason=None"\n'
+      'else printf "%s\\n" "$*" >> scontrol.log; fi\n',
     )
+    (folder / "state").write_text("RUNNING")
     # jax derives the coordinator's port from the job's number, and sr_jax another one from that:
     # take a number whose ports are free.
     for job in range(os.getpid(), os.getpid() + 4096):
@@ -840,8 +843,14 @@ class FakeSlurm:
 
   def run(self, *command: str, **environment: str) -> tuple[int, str]:
     process = self.start(*command, **environment)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=300)
     return process.returncode, output
+
+  def wait_for_both(self) -> None:
+    end = time.monotonic() + 20
+    while len(list(self.folder.glob("ready-*"))) < 2:
+      assert time.monotonic() < end, "the two programs did not start"
+      time.sleep(0.02)
 
   def requeued(self) -> list[str]:
     path = self.folder / "scontrol.log"
@@ -887,11 +896,11 @@ def test_sbatch_trains_three_steps_in_two_processes(slurm):
 def test_sbatch_at_the_time_limit_saves_and_the_same_line_goes_on_to_the_end(slurm):
   run, steps = slurm.folder / "run", 150
   process = slurm.start(*slurm.training(run, steps))
-  end = time.monotonic() + 100
+  end = time.monotonic() + 250
   while not _steps(run) and process.poll() is None and time.monotonic() < end:
     time.sleep(0.02)
   process.send_signal(signal.SIGTERM)  # B: to the batch shell alone
-  output, _ = process.communicate(timeout=60)
+  output, _ = process.communicate(timeout=120)
   assert process.returncode == 0, output
   assert "stopped by a signal; the same command goes on from here" in output, output
   # Queued again only when both have ended, or the next start meets them.
@@ -912,9 +921,7 @@ def test_sbatch_at_the_time_limit_saves_and_the_same_line_goes_on_to_the_end(slu
 def test_sbatch_waits_for_all_tasks_at_the_time_limit_and_keeps_every_word(slurm):
   slurm.play("hang")
   process = slurm.start(sys.executable, str(FAKES / "program.py"), "a b", "$c")
-  end = time.monotonic() + 20
-  while len(list(slurm.folder.glob("ready-*"))) < 2 and time.monotonic() < end:
-    time.sleep(0.02)
+  slurm.wait_for_both()
   process.send_signal(signal.SIGTERM)  # B: to the batch shell alone
   output, _ = process.communicate(timeout=30)
   assert process.returncode == 0, output
@@ -923,6 +930,18 @@ def test_sbatch_waits_for_all_tasks_at_the_time_limit_and_keeps_every_word(slurm
   assert slurm.requeued() == [f"requeue {slurm.environment['SLURM_JOB_ID']}"]
   starts = [json.loads(path.read_text()) for path in slurm.folder.glob("starts-*.jsonl")]
   assert [start["argv"] for start in starts] == [["a b", "$c"]] * 2
+
+
+def test_sbatch_that_is_cancelled_saves_and_is_not_queued_again(slurm):
+  """scancel sends TERM too, and the job is COMPLETING by then: as is one that SLURM requeues."""
+  (slurm.folder / "state").write_text("COMPLETING")
+  slurm.play("hang")
+  process = slurm.start(sys.executable, str(FAKES / "program.py"))
+  slurm.wait_for_both()
+  process.send_signal(signal.SIGTERM)
+  output, _ = process.communicate(timeout=30)
+  assert process.returncode == 0 and output.count("saved a checkpoint") == 2, output
+  assert slurm.requeued() == []
 
 
 def test_sbatch_that_fails_is_not_queued_again(slurm):
