@@ -843,8 +843,16 @@ class FakeSlurm:
 
   def run(self, *command: str, **environment: str) -> tuple[int, str]:
     process = self.start(*command, **environment)
-    output, _ = process.communicate(timeout=300)
+    output = self.output(process)
     return process.returncode, output
+
+  def output(self, process: subprocess.Popen, seconds: float = 300) -> str:
+    """Waits for the job's end; says what it had printed where it does not end."""
+    try:
+      return process.communicate(timeout=seconds)[0]
+    except subprocess.TimeoutExpired:
+      os.killpg(process.pid, signal.SIGKILL)
+      raise AssertionError(f"no end after {seconds} s: {process.communicate()[0]}") from None
 
   def wait_for_both(self) -> None:
     end = time.monotonic() + 20
@@ -900,7 +908,7 @@ def test_sbatch_at_the_time_limit_saves_and_the_same_line_goes_on_to_the_end(slu
   while not _steps(run) and process.poll() is None and time.monotonic() < end:
     time.sleep(0.02)
   process.send_signal(signal.SIGTERM)  # B: to the batch shell alone
-  output, _ = process.communicate(timeout=120)
+  output = slurm.output(process)
   assert process.returncode == 0, output
   assert "stopped by a signal; the same command goes on from here" in output, output
   # Queued again only when both have ended, or the next start meets them.
@@ -923,7 +931,7 @@ def test_sbatch_waits_for_all_tasks_at_the_time_limit_and_keeps_every_word(slurm
   process = slurm.start(sys.executable, str(FAKES / "program.py"), "a b", "$c")
   slurm.wait_for_both()
   process.send_signal(signal.SIGTERM)  # B: to the batch shell alone
-  output, _ = process.communicate(timeout=30)
+  output = slurm.output(process, 30)
   assert process.returncode == 0, output
   # Only when both have saved.
   assert output.partition("queued again")[0].count("saved a checkpoint") == 2
@@ -939,7 +947,7 @@ def test_sbatch_that_is_cancelled_saves_and_is_not_queued_again(slurm):
   process = slurm.start(sys.executable, str(FAKES / "program.py"))
   slurm.wait_for_both()
   process.send_signal(signal.SIGTERM)
-  output, _ = process.communicate(timeout=30)
+  output = slurm.output(process, 30)
   assert process.returncode == 0 and output.count("saved a checkpoint") == 2, output
   assert slurm.requeued() == []
 
