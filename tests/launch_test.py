@@ -16,12 +16,14 @@ import subprocess
 import sys
 import time
 
+from PIL import Image
 import pytest
+
+from sr_jax import distributed
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LAUNCH = ROOT / "launch"
 FAKES = ROOT / "tests" / "launch_fakes"
-CRD_URL = "https://github.com/kubernetes-sigs/jobset (charts/jobset/crds)"
 
 pytestmark = pytest.mark.skipif(
   shutil.which("bash") is None or shutil.which("setsid") is None, reason="needs bash and setsid"
@@ -656,6 +658,25 @@ def test_jobs_of_the_jobset_against_kubernetes():
     kubernetes_validate.validate(job, "1.31", strict=True)
 
 
+def test_jobset_has_the_values_that_its_types_do_not_name():
+  """What JobSet's CRD and its webhook refuse; github.com/kubernetes-sigs/jobset, 01078527."""
+  yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
+  name, slices = "a" * 40, 1000
+  text = _render().render(name, "v6e-64", image="r:a", command=TRAINING, slices=slices)
+  spec = yaml.safe_load(text)["spec"]
+  (rule,) = spec["failurePolicy"]["rules"]
+  assert rule["action"] in ("FailJobSet", "RestartJobSet", "RestartJobSetAndIgnoreMaxRestarts")
+  assert re.fullmatch(r"[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?", rule["name"])
+  assert set(rule["onJobFailureReasons"]) <= {
+    "BackoffLimitExceeded", "DeadlineExceeded", "FailedIndexes", "MaxFailedIndexesExceeded",
+    "PodFailurePolicy",
+  }  # fmt: skip
+  (group,) = spec["replicatedJobs"]
+  hosts = group["template"]["spec"]["completions"]
+  longest = f"{name}-{group['name']}-{slices - 1}-{hosts - 1}-abcde"
+  assert len(longest) <= 63 and re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", longest)
+
+
 def _close(schema) -> None:
   """Forbids undeclared fields, which an API server would drop in silence."""
   if isinstance(schema, dict):
@@ -675,16 +696,66 @@ def test_jobset_against_its_crd():
   jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed")
   path = os.environ.get("SR_JAX_JOBSET_CRD", "")
   if not path:
-    pytest.skip(f"SR_JAX_JOBSET_CRD does not name jobset.x-k8s.io_jobsets.yaml, from {CRD_URL}")
+    pytest.skip(
+      "SR_JAX_JOBSET_CRD=FILE does not name JobSet's CRD, for which no package was found; it is in"
+      " a cluster that has JobSet: kubectl get crd jobsets.jobset.x-k8s.io -o yaml > FILE; and in"
+      " github.com/kubernetes-sigs/jobset, config/components/crd/bases"
+    )
   versions = yaml.safe_load(pathlib.Path(path).read_text())["spec"]["versions"]
   (schema,) = [v["schema"]["openAPIV3Schema"] for v in versions if v["name"] == "v1alpha2"]
   _close(schema)
   schema["properties"]["metadata"] = {"type": "object"}  # Kubernetes' own, which no CRD repeats
   jobset = _jobset(spot=True, queue="q")
   jsonschema.validate(jobset, schema)
-  jobset["spec"]["replicatedJob"] = []
+  wrong = json.loads(json.dumps(jobset))
+  wrong["spec"]["replicatedJob"] = []
   with pytest.raises(jsonschema.ValidationError, match="replicatedJob"):
+    jsonschema.validate(wrong, schema)
+  jobset["spec"]["failurePolicy"]["rules"][0]["action"] = "Restart"
+  with pytest.raises(jsonschema.ValidationError, match="'Restart' is not one of"):
     jsonschema.validate(jobset, schema)
+
+
+def test_readme_xpk_commands_with_xpk(tmp_path):
+  yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
+  xpk = os.environ.get("SR_JAX_XPK", "")
+  if not xpk:
+    pytest.skip(
+      "SR_JAX_XPK=XPK/bin/xpk does not name an xpk; it is 240 MB and needs an environment of its"
+      " own: python3.12 -m venv XPK && XPK/bin/pip install xpk"
+    )
+
+  def dry_run(command: str, **changed: str) -> subprocess.CompletedProcess:
+    for name, value in {"CLUSTER": "c", "PROJECT": "p", "ZONE": "us-east5-b", **changed}.items():
+      command = command.replace(name, value)
+    manifest = ["--output-manifest-file=out.yaml"] if " create " in command else []
+    return subprocess.run(
+      [xpk, *shlex.split(command)[1:], "--dry-run", *manifest], cwd=tmp_path,
+      env={**os.environ, "HOME": str(tmp_path), "CLOUDSDK_CONFIG": str(tmp_path)},
+      stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+
+  create, delete = _documented_commands("xpk")
+  for command in (create, delete):
+    done = dry_run(command)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+  theirs = yaml.safe_load((tmp_path / "out.yaml").read_text())["spec"]
+  ours = _jobset(max_restarts=3)["spec"]
+  assert theirs["failurePolicy"]["maxRestarts"] == ours["failurePolicy"]["maxRestarts"]
+  theirs, ours = (spec["replicatedJobs"][0]["template"]["spec"] for spec in (theirs, ours))
+  assert (theirs["parallelism"], theirs["completions"]) == (
+    ours["parallelism"],
+    ours["completions"],
+  )
+  # xpk starts nothing again for statuses that are not listed; Python ends with 1.
+  assert 1 in theirs["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"]
+  theirs, ours = (job["template"]["spec"] for job in (theirs, ours))
+  for key in ("nodeSelector", "terminationGracePeriodSeconds"):
+    assert theirs[key] == ours[key]
+  assert f"({shlex.join(TRAINING[:-1])} --workdir" in theirs["containers"][0]["command"][-1]
+  limits = [pod["containers"][0]["resources"]["limits"] for pod in (theirs, ours)]
+  assert limits[0] == limits[1]
+  assert dry_run(create.replace("v6e-16", "v6e-17")).returncode != 0
 
 
 # --- SLURM ---------------------------------------------------------------------------------------
@@ -711,16 +782,23 @@ class FakeSlurm:
     executable(folder / "bin" / "srun", python_stub(FAKES / "srun.py"))
     executable(
       folder / "bin" / "scontrol",
-      f'#!/usr/bin/env bash\nprintf "%s\\n" "$*" >> {shlex.quote(str(folder))}/scontrol.log\n',
+      f"#!/usr/bin/env bash\ncd {shlex.quote(str(folder))}\n"
+      'if [[ "$1" == show ]]; then echo "JobId=$3 JobState=$(cat state) Reason=None"\n'
+      'else printf "%s\\n" "$*" >> scontrol.log; fi\n',
     )
-    # jax derives the coordinator's port from the job's number: take one whose port is free.
+    (folder / "state").write_text("RUNNING")
+    # jax derives the coordinator's port from the job's number, and sr_jax another one from that:
+    # take a number whose ports are free.
     for job in range(os.getpid(), os.getpid() + 4096):
-      with socket.socket() as probe:
+      port = job % 4096 + 61440
+      with socket.socket() as one, socket.socket() as two:
         try:
-          probe.bind(("localhost", job % 4096 + 61440))
+          one.bind(("", port))
+          two.bind(("", distributed._roll_call_port(port)))
           break
         except OSError:
           continue
+    self.started: list[subprocess.Popen] = []
     self.environment = {
       "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
       "HOME": str(folder),
@@ -730,61 +808,148 @@ class FakeSlurm:
       "SLURM_GPUS_ON_NODE": "2",
       "SLURM_CPUS_PER_TASK": "1",
       "JAX_PLATFORMS": "cpu",
-      "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
+      "JAX_COMPILATION_CACHE_DIR": os.environ["JAX_COMPILATION_CACHE_DIR"],
       "FAKE_GCLOUD": str(folder),
     }
+
+  def training(self, run: pathlib.Path, steps: int) -> list[str]:
+    """Words of the real program, made so small that a step takes a fraction of a second."""
+    photographs = self.folder / "photographs"
+    photographs.mkdir(exist_ok=True)
+    for i in range(4):
+      gradient = Image.linear_gradient("L").rotate(90 * i).resize((44, 36))
+      gradient.convert("RGB").save(photographs / f"{i}.png")
+    return [
+      sys.executable, "-m", "sr_jax.main", "--config=configs/esrgan_psnr.py:demo",
+      f"--workdir={run}", f"--config.data.source={photographs}", "--config.eval.source=",
+      "--config.data.hr_patch=32", "--config.data.batch_size=4", "--config.log.every_steps=1",
+      "--config.log.tensorboard=False", "--config.generator.kwargs.features=4",
+      "--config.generator.kwargs.blocks=1", "--config.generator.kwargs.growth=2",
+      f"--config.total_steps={steps}",
+    ]  # fmt: skip
 
   def play(self, what: str) -> None:
     for rank in (0, 1):
       (self.folder / f"program-{rank}.json").write_text(json.dumps([what]))
 
   def start(self, *command: str, **environment: str) -> subprocess.Popen:
-    return subprocess.Popen(
+    process = subprocess.Popen(
       ["bash", str(LAUNCH / "slurm" / "train.sbatch"), *command],
-      env={**self.environment, **environment},
-      cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+      env={**self.environment, **environment}, cwd=ROOT, start_new_session=True,
+      stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
+    self.started.append(process)
+    return process
 
   def run(self, *command: str, **environment: str) -> tuple[int, str]:
     process = self.start(*command, **environment)
-    output, _ = process.communicate(timeout=120)
+    output = self.output(process)
     return process.returncode, output
+
+  def output(self, process: subprocess.Popen, seconds: float = 300) -> str:
+    """Waits for the job's end; says what it had printed where it does not end."""
+    try:
+      return process.communicate(timeout=seconds)[0]
+    except subprocess.TimeoutExpired:
+      os.killpg(process.pid, signal.SIGKILL)
+      raise AssertionError(f"no end after {seconds} s: {process.communicate()[0]}") from None
+
+  def wait_for_both(self) -> None:
+    end = time.monotonic() + 20
+    while len(list(self.folder.glob("ready-*"))) < 2:
+      assert time.monotonic() < end, "the two programs did not start"
+      time.sleep(0.02)
 
   def requeued(self) -> list[str]:
     path = self.folder / "scontrol.log"
     return path.read_text().splitlines() if path.exists() else []
 
+  def kill_all(self) -> None:
+    for process in self.started:
+      try:
+        os.killpg(process.pid, signal.SIGKILL)
+      except ProcessLookupError:
+        pass
+
 
 @pytest.fixture
 def slurm(tmp_path):
-  return FakeSlurm(tmp_path)
+  fake = FakeSlurm(tmp_path)
+  yield fake
+  fake.kill_all()
+
+
+def _steps(run: pathlib.Path) -> list[int]:
+  """Returns the steps in a run's metrics.jsonl, as written."""
+  path = run / "metrics.jsonl"
+  lines = path.read_text().split("\n")[:-1] if path.exists() else []
+  return [json.loads(line)["step"] for line in lines]
+
+
+def _checkpoints(run: pathlib.Path) -> list[int]:
+  return sorted(int(path.name) for path in (run / "checkpoints").iterdir())
 
 
 def test_sbatch_trains_three_steps_in_two_processes(slurm):
-  status, output = slurm.run(sys.executable, str(FAKES / "train_three_steps.py"))
-  assert status == 0, output
-  # By hand: x is 1 on one rank and 2 on the other, so mean(x^2) = 2.5; the error begins at 3 and is
-  # halved by each step, whose loss is 2.5 error^2. Alone, a rank would have begun at 9 or at 36.
-  losses = "22.500000,5.625000,1.406250"
-  lines = sorted(line for line in output.splitlines() if line.startswith("rank="))
-  assert lines == [f"rank={rank} processes=2 losses={losses}" for rank in (0, 1)], output
+  run = slurm.folder / "run"
+  status, output = slurm.run(*slurm.training(run, 3))
+  assert status == 0 and "srun: exit statuses 0 0" in output, output
+  # Each process has one CPU device. Two runs beside each other would say "on 1", twice.
+  assert re.findall(r"\d+ steps on .*?,", output) == ["3 steps on 2 cpu,"], output
+  assert _steps(run) == [1, 2, 3]
+  assert _checkpoints(run) == [3]
   assert slurm.requeued() == []
 
 
-def test_sbatch_saves_and_queues_itself_again_at_the_time_limit(slurm):
-  slurm.play("hang")
-  process = slurm.start(sys.executable, str(FAKES / "program.py"), "a b", "$c")
-  end = time.monotonic() + 20
-  while len(list(slurm.folder.glob("ready-*"))) < 2 and time.monotonic() < end:
+def test_sbatch_at_the_time_limit_saves_and_the_same_line_goes_on_to_the_end(slurm):
+  run, steps = slurm.folder / "run", 150
+  process = slurm.start(*slurm.training(run, steps))
+  end = time.monotonic() + 250
+  while not _steps(run) and process.poll() is None and time.monotonic() < end:
     time.sleep(0.02)
   process.send_signal(signal.SIGTERM)  # B: to the batch shell alone
-  output, _ = process.communicate(timeout=30)
+  output = slurm.output(process)
+  assert process.returncode == 0, output
+  assert "stopped by a signal; the same command goes on from here" in output, output
+  # Queued again only when both have ended, or the next start meets them.
+  assert "srun: exit statuses 0 0" in output.partition("queued again")[0], output
+  (saved,) = _checkpoints(run)
+  assert 1 <= saved < steps and _steps(run) == list(range(1, saved + 1))
+  requeued = [f"requeue {slurm.environment['SLURM_JOB_ID']}"]
+  assert slurm.requeued() == requeued
+  status, output = slurm.run(*slurm.training(run, steps), SLURM_RESTART_COUNT="1")
+  assert status == 0 and "srun: exit statuses 0 0" in output, output
+  assert f"resuming at step {saved}\n" in output, output
+  assert re.findall(r"\d+ steps on .*?,", output) == [f"{steps - saved} steps on 2 cpu,"], output
+  assert _steps(run) == list(range(1, steps + 1))
+  assert _checkpoints(run)[-1] == steps
+  assert slurm.requeued() == requeued
+
+
+def test_sbatch_waits_for_all_tasks_at_the_time_limit_and_keeps_every_word(slurm):
+  slurm.play("hang")
+  process = slurm.start(sys.executable, str(FAKES / "program.py"), "a b", "$c")
+  slurm.wait_for_both()
+  process.send_signal(signal.SIGTERM)  # B: to the batch shell alone
+  output = slurm.output(process, 30)
   assert process.returncode == 0, output
   # Only when both have saved.
   assert output.partition("queued again")[0].count("saved a checkpoint") == 2
   assert slurm.requeued() == [f"requeue {slurm.environment['SLURM_JOB_ID']}"]
   starts = [json.loads(path.read_text()) for path in slurm.folder.glob("starts-*.jsonl")]
   assert [start["argv"] for start in starts] == [["a b", "$c"]] * 2
+
+
+def test_sbatch_that_is_cancelled_saves_and_is_not_queued_again(slurm):
+  """scancel sends TERM too, and the job is COMPLETING by then: as is one that SLURM requeues."""
+  (slurm.folder / "state").write_text("COMPLETING")
+  slurm.play("hang")
+  process = slurm.start(sys.executable, str(FAKES / "program.py"))
+  slurm.wait_for_both()
+  process.send_signal(signal.SIGTERM)
+  output = slurm.output(process, 30)
+  assert process.returncode == 0 and output.count("saved a checkpoint") == 2, output
+  assert slurm.requeued() == []
 
 
 def test_sbatch_that_fails_is_not_queued_again(slurm):
@@ -813,7 +978,10 @@ def test_sbatch_refuses(slurm, environment, message):
 def test_sky_files_with_skypilots_own_parser(name, tmp_path):
   python = os.environ.get("SR_JAX_SKY_PYTHON", "")
   if not python:
-    pytest.skip("SR_JAX_SKY_PYTHON does not name a Python that has skypilot")
+    pytest.skip(
+      "SR_JAX_SKY_PYTHON=SKY/bin/python does not name a Python with skypilot; it is 400 MB and"
+      " needs an environment of its own: python3 -m venv SKY && SKY/bin/pip install skypilot"
+    )
   program = (
     "import sys, sky\n"
     "task = sky.Task.from_yaml_config(\n"

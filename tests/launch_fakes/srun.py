@@ -41,4 +41,6 @@ while any(task.poll() is None for task in tasks):
     for task in tasks:
       task.kill()
   time.sleep(0.05)
-sys.exit(max(abs(task.returncode) for task in tasks))
+statuses = [task.returncode for task in tasks]
+print("srun: exit statuses", *statuses, flush=True)
+sys.exit(max(map(abs, statuses)))
