@@ -264,6 +264,14 @@ def check_same(name: str, facts: Mapping[str, Any], *, seconds: int = TIMEOUT_SE
     )
 
 
+def stopped_status() -> int:
+  """Exit status of a run that a signal stopped: 0, or what SR_JAX_STOPPED_STATUS says.
+
+  A launcher that takes 0 for the end of the training, as Kubernetes does, needs another.
+  """
+  return int(os.environ.get("SR_JAX_STOPPED_STATUS") or 0)
+
+
 def _let_others_leave(place: str) -> None:
   """Before an end of all processes: with process 0 goes what the others would be ended by."""
   _exchange(place, None, 30)
@@ -275,9 +283,9 @@ class Stop:
   """Notices that the run is to stop: SIGTERM (preemption) or SIGINT (Ctrl-C) to any process of it.
 
   While there is something to save, from the first step of a stage to its last checkpoint, a signal
-  makes all processes stop after the same step. Before and after, it ends all of them with status 0,
-  whatever they are doing. Threads listen, since Python's own handlers wait for a compilation to
-  end. Without `install` nothing is noticed.
+  makes all processes stop after the same step. Before and after, it ends all of them at once, with
+  `stopped_status`, whatever they are doing. Threads listen, since Python's own handlers wait for a
+  compilation to end. Without `install` nothing is noticed.
   """
 
   def __init__(self):
@@ -359,7 +367,7 @@ class Stop:
         return
       print(f"stopped by {name}; nothing was lost", flush=True)
       _let_others_leave("sr_jax/leaving")
-      os._exit(0)
+      os._exit(stopped_status())
 
 
 _STOP_KEY = "sr_jax/stop"

@@ -5,6 +5,7 @@ python -m sr_jax.main --config configs/esrgan.py:basicsr --workdir RUN --config.
 """
 
 import pathlib
+import sys
 from collections.abc import Sequence
 
 from absl import app
@@ -84,9 +85,12 @@ def main(argv: Sequence[str]) -> None:
   )
   stop.install()
   with distributed.naming_the_lost(_HEARTBEAT_SECONDS.value):
-    train.train_and_evaluate(config, _WORKDIR.value or default_workdir(filename), stop)
+    workdir = _WORKDIR.value or default_workdir(filename)
+    stopped = train.train_and_evaluate(config, workdir, stop)
   stop.uninstall()
   distributed.finish()
+  if stopped:
+    sys.exit(distributed.stopped_status())
 
 
 if __name__ == "__main__":

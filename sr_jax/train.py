@@ -43,13 +43,16 @@ _SLOWER_SECONDS = 3600  # that one process may be slower than another in decodin
 
 def train_and_evaluate(
   config: Config, workdir: str | pathlib.Path, stop: distributed.Stop | None = None
-) -> None:
+) -> str:
   """Trains a recipe, or resumes it.
 
   Args:
     config: of configs/; not changed.
     workdir: folder of the run, the same for all processes.
     stop: notices signals; the run then saves its step and returns.
+
+  Returns:
+    '' where the run is finished, or what stopped it before.
 
   Raises:
     ValueError: settings do not fit, or data or weights are not there; says how to mend each.
@@ -65,7 +68,7 @@ def train_and_evaluate(
   main = Stage(config, run)
   if main.finished:
     _say(f"{run} is finished: {config.total_steps} steps. Nothing to do.")
-    return
+    return ""
   stages = [main]
   if "psnr" in config and not config.init_from and main.restored is None:
     first = Stage(config.psnr, run / "psnr")
@@ -101,7 +104,8 @@ def train_and_evaluate(
       stopped = next(filter(None, everyone), "")
     if stopped:
       _say(f"{stage.run}: stopped by {stopped}; the same command goes on from here")
-      return
+      return stopped
+  return ""
 
 
 def preflight_facts(config: Config) -> dict[str, Any]:

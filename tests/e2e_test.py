@@ -285,17 +285,22 @@ train.train_and_evaluate(config, run, stop)
 
 
 @pytest.mark.parametrize(
-  "place, number",
-  [("images", signal.SIGTERM), ("step", signal.SIGINT), ("second stage", signal.SIGTERM)],
+  "place, number, status",
+  [
+    ("images", signal.SIGTERM, ""),
+    ("step", signal.SIGINT, "143"),
+    ("second stage", signal.SIGTERM, "0"),
+  ],
 )
 def test_a_signal_while_there_is_nothing_to_save_ends_at_once(
-  whole_run, photographs, tmp_path, place, number
+  whole_run, photographs, tmp_path, place, number, status
 ):
   whole, config = whole_run
   run = tmp_path / "run"
   process = subprocess.Popen(
     [sys.executable, "-c", STUCK, str(photographs), str(run), place],
     cwd=ROOT, stdout=subprocess.PIPE, text=True,
+    env={**os.environ, "SR_JAX_STOPPED_STATUS": status},
   )  # fmt: skip
   while (line := process.stdout.readline()) and line != "here\n":
     pass
@@ -305,12 +310,25 @@ def test_a_signal_while_there_is_nothing_to_save_ends_at_once(
   sent = time.monotonic()
   rest, _ = process.communicate(timeout=60)
   assert time.monotonic() - sent < 10
-  assert process.returncode == 0
+  assert process.returncode == int(status or 0)
   assert f"stopped by {number.name}; nothing was lost" in rest
   if place == "second stage":
     train.train_and_evaluate(config, run)
     assert_same_run(run, whole, config)
     assert_same_run(run / "psnr", whole / "psnr", config.psnr)
+
+
+@pytest.mark.parametrize("stopped, status", [("SIGTERM", 143), ("", 0)])
+def test_a_launcher_can_tell_stopped_from_finished(stopped, status):
+  code = (
+    "from absl import app\nfrom sr_jax import main, train\n"
+    f"train.train_and_evaluate = lambda *arguments: {stopped!r}\napp.run(main.main)\n"
+  )
+  result = subprocess.run(
+    [sys.executable, "-c", code, "--config=configs/esrgan.py:demo"],
+    cwd=ROOT, env={**os.environ, "SR_JAX_STOPPED_STATUS": "143"},
+  )  # fmt: skip
+  assert result.returncode == status
 
 
 def test_a_damaged_checkpoint_costs_two_steps_and_nothing_else(whole_run, tmp_path):
