@@ -334,6 +334,10 @@ class Stop:
     """What will stop the run: long work other than steps may give way."""
     return self._signal
 
+  def request(self, what: str) -> None:
+    """Stops a run of one process after its next step, without a signal: for who embeds it."""
+    self._signal, self._last_call = what, 0
+
   def saved(self) -> None:
     """Says that there is nothing to save until the next step."""
     with self._lock:

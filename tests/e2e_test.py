@@ -318,6 +318,14 @@ def test_a_signal_while_there_is_nothing_to_save_ends_at_once(
     assert_same_run(run / "psnr", whole / "psnr", config.psnr)
 
 
+def test_who_embeds_a_run_can_stop_it(whole_run, photographs, tmp_path):
+  _, config = whole_run
+  stop = distributed.Stop()
+  stop.request("a button")
+  assert train.train_and_evaluate(config.psnr, tmp_path, stop) == "a button"
+  assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1"]
+
+
 @pytest.mark.parametrize("stopped, status", [("SIGTERM", 143), ("", 0)])
 def test_a_launcher_can_tell_stopped_from_finished(stopped, status):
   code = (
