@@ -85,7 +85,7 @@ def check_access(run: Folder) -> None:
     found = [blob.name for blob in bucket.list_blobs(prefix=probe.name)]
     probe.delete()
   except Exception as error:  # of four packages
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200].rstrip(".")
     raise ValueError(
       f"--workdir={run} cannot be used: {reason}. Training writes, lists and deletes there and "
       "reads what the bucket is: it needs roles/storage.objectAdmin and "
