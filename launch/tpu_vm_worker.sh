@@ -63,8 +63,8 @@ install() {
     python3 -m pip install --quiet --user uv || fail 11 "cannot install uv"
   fi
   uv venv --quiet --allow-existing --python 3.12 "$venv" || fail 11 "cannot make $venv"
-  uv pip install --quiet --python "$venv/bin/python" -r "$target/requirements.txt" 'jax[tpu]' ||
-    fail 11 "cannot install the requirements"
+  uv pip install --quiet --python "$venv/bin/python" -r "$target/requirements.txt" 'jax[tpu]' \
+    'gcsfs>=2026.4' || fail 11 "cannot install the requirements"
   # Hosts with different libtpu or jax hang at the first collective: tpu_vm.sh compares this.
   uv pip freeze --quiet --python "$venv/bin/python" | sha256sum | cut -c1-12 >"$HOME/sr_jax_packages"
   ln -sfn -- "$target" "$HOME/sr_jax"

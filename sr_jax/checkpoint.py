@@ -13,8 +13,6 @@ shipped (averaged parameters and BatchNorm statistics); `state`, the rest of the
 
 import hashlib
 import json
-import pathlib
-import shutil
 from typing import Any
 from collections.abc import Mapping
 
@@ -23,6 +21,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from sr_jax import storage
 from sr_jax import train_state
 
 FORMAT = 1
@@ -34,7 +33,7 @@ class DamagedCheckpoint(Exception):
 
 
 def open_manager(
-  run: str | pathlib.Path, *, keep: int = 3, best_metric: str = ""
+  run: str | storage.Folder, *, keep: int = 3, best_metric: str = ""
 ) -> ocp.CheckpointManager:
   """Opens RUN/checkpoints for saving and restoring.
 
@@ -97,7 +96,7 @@ def save(
 
 
 def restore(
-  run: str | pathlib.Path, abstract: train_state.TrainState
+  run: str | storage.Folder, abstract: train_state.TrainState
 ) -> tuple[train_state.TrainState, dict[str, Any]] | None:
   """Restores the newest checkpoint that verifies, and sets damaged newer ones aside.
 
@@ -141,7 +140,7 @@ def restore(
 
 
 def restore_model(
-  run: str | pathlib.Path, abstract_variables: Tree, *, step: int | None = None
+  run: str | storage.Folder, abstract_variables: Tree, *, step: int | None = None
 ) -> tuple[Tree, int, dict[str, Any]]:
   """Restores what is evaluated and shipped, from the newest checkpoint that verifies.
 
@@ -179,7 +178,7 @@ def restore_model(
 
 
 def save_model(
-  run: str | pathlib.Path, variables: Tree, *, step: int, extra: Mapping[str, Any]
+  run: str | storage.Folder, variables: Tree, *, step: int, extra: Mapping[str, Any]
 ) -> None:
   """Writes a run that holds a model and nothing to train on: what `restore_model` reads."""
   manifest = _manifest({"model": variables}, extra)
@@ -193,11 +192,12 @@ def save_model(
     manager.wait_until_finished()
 
 
-def _folder(run: str | pathlib.Path) -> pathlib.Path:
-  return pathlib.Path(run).absolute() / "checkpoints"
+def _folder(run: str | storage.Folder) -> storage.Folder:
+  run = storage.run_folder(run)
+  return (run if storage.is_bucket(run) else run.absolute()) / "checkpoints"
 
 
-def _open_reader(run: str | pathlib.Path) -> ocp.CheckpointManager:
+def _open_reader(run: str | storage.Folder) -> ocp.CheckpointManager:
   return ocp.CheckpointManager(_folder(run), options=ocp.CheckpointManagerOptions(create=False))
 
 
@@ -265,13 +265,12 @@ def _check_structure(step: int, written: dict, wanted: dict, items: tuple[str, .
       )
 
 
-def _set_aside(run: str | pathlib.Path, step: int) -> pathlib.Path:
-  aside = pathlib.Path(run).absolute() / "damaged"
-  aside.mkdir(exist_ok=True)
-  number = len(list(aside.iterdir()))
+def _set_aside(run: str | storage.Folder, step: int) -> storage.Folder:
+  aside = _folder(run).parent / "damaged"
+  number = len(list(aside.iterdir())) if aside.is_dir() else 0
   target = aside / f"{step}_{number}"
   if jax.process_index() == 0:
-    shutil.move(_folder(run) / str(step), target)
+    storage.move(_folder(run) / str(step), target)
   return target
 
 
@@ -279,7 +278,7 @@ def _first_line(error: Exception) -> str:
   return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
-def read_json(path: pathlib.Path) -> dict[str, Any]:
+def read_json(path: storage.Folder) -> dict[str, Any]:
   """Reads a JSON object, saying which file it was where it is none."""
   try:
     return json.loads(path.read_text())

@@ -25,6 +25,7 @@ from sr_jax import discriminators
 from sr_jax import generators
 from sr_jax import model_card
 from sr_jax import model_file
+from sr_jax import storage
 from sr_jax import vgg
 from sr_jax.formats import stablehlo_export
 
@@ -38,7 +39,7 @@ def read_network(path: str) -> model_file.Model:
   try:
     return model_file.read_model(path)
   except ValueError as error:
-    if pathlib.Path(path).is_dir():
+    if storage.run_folder(path).is_dir():
       raise
     try:
       return model_file.read_discriminator(path)
@@ -169,7 +170,7 @@ def main(argv: Sequence[str]) -> None:
     parser.error("the following arguments are required: --input and --output, or --inspect")
 
   model = read_network(args.input)
-  output = pathlib.Path(args.output)
+  output = storage.local_path("--output", args.output)
   is_generator = model.name not in discriminators.DISCRIMINATORS
   if args.card and not (is_generator and output.suffix):
     raise ValueError(f"--card describes a generator's file, which --output={output} will not be")

@@ -36,6 +36,7 @@ from sr_jax import metrics
 from sr_jax import model_file
 from sr_jax import report
 from sr_jax import resize
+from sr_jax import storage
 from sr_jax import tables
 from sr_jax.data import packed
 from sr_jax.data import sources
@@ -446,7 +447,7 @@ def load_extra(wanted: Sequence[str], niqe_params: str = "") -> Extra:
 def read_curves(model: str) -> dict[str, list[tuple[int, float]]]:
   """Reads a run's losses and scores: {name: [(step, value), ...]}; {} for a model file."""
   curves: dict[str, list[tuple[int, float]]] = {}
-  for entry in logs.read(pathlib.Path(model)):
+  for entry in logs.read(storage.run_folder(model)):
     step = entry.pop("step")
     for name, value in entry.items():
       if isinstance(value, (int, float)):
@@ -478,7 +479,7 @@ def main(argv: Sequence[str]) -> None:
   args = parser.parse_args(argv)
   if args.scale < 1:
     raise ValueError(f"--scale={args.scale} must be 1 or more")
-  output = pathlib.Path(args.output)
+  output = storage.local_path("--output", args.output)
   models = [_label(spec) for spec in args.model.split(",")]
   folders = [output]
   if len(models) > 1:

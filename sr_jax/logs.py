@@ -1,12 +1,11 @@
 """Where numbers go: RUN/metrics.jsonl always, TensorBoard where clu can be imported.
 
 clu's writers import TensorFlow; without it a run has metrics.jsonl and no TensorBoard files, and
-says so once.
+says so once. So has a run in a bucket: whether TensorFlow writes there could not be tried.
 """
 
 import json
-import os
-import pathlib
+import time
 from typing import Any
 from collections.abc import Mapping
 
@@ -14,17 +13,20 @@ from absl import logging
 import jax
 import numpy as np
 
+from sr_jax import storage
+
 METRICS = "metrics.jsonl"
+UPLOAD_SECONDS = 60  # at least, between two uploads of metrics.jsonl that no checkpoint asks for
 
 
 class Writer:
   """Writes scalars and images of a run; only process 0 touches the disk."""
 
-  def __init__(self, run: pathlib.Path, *, tensorboard: bool = True):
+  def __init__(self, run: storage.Folder, *, tensorboard: bool = True):
     self._file, self._tensorboard = None, None
     if jax.process_index() == 0:
       run.mkdir(parents=True, exist_ok=True)
-      self._file = open(run / METRICS, "a")
+      self._file = _Upload(run / METRICS) if storage.is_bucket(run) else open(run / METRICS, "a")
       self._tensorboard = _tensorboard_writer(run) if tensorboard else None
 
   def scalars(self, step: int, scalars: Mapping[str, float], timing: Mapping[str, float]) -> None:
@@ -49,6 +51,11 @@ class Writer:
     if self._tensorboard:
       self._tensorboard.write_images(step, images)
 
+  def sync(self) -> None:
+    """Returns when every line is where a checkpoint may follow: in a file it always is."""
+    if isinstance(self._file, _Upload):
+      self._file.sync()
+
   def close(self) -> None:
     if self._file:
       self._file.close()
@@ -56,7 +63,34 @@ class Writer:
       self._tensorboard.close()
 
 
-def read(run: pathlib.Path) -> list[dict[str, Any]]:
+class _Upload:
+  """A text file of a bucket, to which nothing can be appended: each time it is written whole.
+
+  Lines that were not uploaded when a machine died are after its last checkpoint, and the run that
+  resumes there writes them again.
+  """
+
+  def __init__(self, path: storage.Folder):
+    self._path, self._last, self._changed = path, time.monotonic(), False
+    self._text = path.read_text() if path.exists() else ""
+
+  def write(self, line: str) -> None:
+    self._text += line
+    self._changed = True
+
+  def flush(self) -> None:
+    if time.monotonic() - self._last >= UPLOAD_SECONDS:
+      self.sync()
+
+  def sync(self) -> None:
+    if self._changed:
+      storage.write_text(self._path, self._text)
+      self._last, self._changed = time.monotonic(), False
+
+  close = sync
+
+
+def read(run: storage.Folder) -> list[dict[str, Any]]:
   """Reads the lines of metrics.jsonl; one that a crash cut off is left out, [] without the file."""
   path, entries = run / METRICS, []
   for line in path.read_text().splitlines() if path.exists() else []:
@@ -69,14 +103,14 @@ def read(run: pathlib.Path) -> list[dict[str, Any]]:
   return entries
 
 
-def has_scores(run: pathlib.Path, step: int) -> bool:
+def has_scores(run: storage.Folder, step: int) -> bool:
   """Whether metrics.jsonl has the scores of a step."""
   return any(
     entry["step"] == step and any(key.startswith("eval/") for key in entry) for entry in read(run)
   )
 
 
-def cut_back(run: pathlib.Path, step: int) -> None:
+def cut_back(run: storage.Folder, step: int) -> None:
   """Drops the lines of metrics.jsonl after a step, so that a resumed run writes them once.
 
   A last line that was cut off by a crash goes too.
@@ -85,12 +119,13 @@ def cut_back(run: pathlib.Path, step: int) -> None:
   if not path.exists() or jax.process_index() != 0:
     return
   kept = [json.dumps(entry) + "\n" for entry in read(run) if entry["step"] <= step]
-  temporary = path.with_suffix(".tmp")
-  temporary.write_text("".join(kept))
-  os.replace(temporary, path)
+  storage.write_text(path, "".join(kept))
 
 
-def _tensorboard_writer(run: pathlib.Path):
+def _tensorboard_writer(run: storage.Folder):
+  if storage.is_bucket(run):
+    logging.warning("no TensorBoard files in a bucket; the numbers are in %s", run / METRICS)
+    return None
   try:
     from sr_jax.data.tf_input import import_tensorflow
 

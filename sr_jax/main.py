@@ -19,7 +19,9 @@ from sr_jax import distributed
 from sr_jax import train
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe: configs/NAME.py[:variant].")
-_WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; runs/<config>[-variant] if ''.")
+_WORKDIR = flags.DEFINE_string(
+  "workdir", "", "Folder of the run, or gs://BUCKET/RUN; runs/<config>[-variant] if ''."
+)
 
 _DISTRIBUTED = flags.DEFINE_enum(
   "distributed",

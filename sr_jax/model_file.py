@@ -26,6 +26,7 @@ import safetensors.numpy
 from sr_jax import checkpoint
 from sr_jax import discriminators
 from sr_jax import generators
+from sr_jax import storage
 from sr_jax import weight_files
 from sr_jax.formats import state_dicts
 
@@ -79,8 +80,8 @@ def load_model(path: str | pathlib.Path, *, dtype: str = "float32") -> tuple[nn.
   """Loads a generator.
 
   Args:
-    path: a run's folder (its newest sound checkpoint), RUN/checkpoints/STEP, or a .safetensors,
-      .npz or .pth file.
+    path: a run's folder, gs://BUCKET/RUN too (its newest sound checkpoint), RUN/checkpoints/STEP,
+      or a .safetensors, .npz or .pth file.
     dtype: of the convolutions.
 
   Returns:
@@ -97,11 +98,16 @@ def load_model(path: str | pathlib.Path, *, dtype: str = "float32") -> tuple[nn.
 
 def read_model(path: str | pathlib.Path) -> Model:
   """Reads a generator and what is known of it; arguments and errors as `load_model`."""
-  path = pathlib.Path(path)
+  path = storage.run_folder(path)
   if path.is_dir():
     if path.parent.name == "checkpoints" and path.name.isdigit():
       return _read_run(path.parent.parent, step=int(path.name))
     return _read_run(path)
+  if storage.is_bucket(path):
+    raise FileNotFoundError(
+      f"{path} is no run, or not yours to read; model files are read from local paths: gcloud "
+      "storage cp it"
+    )
   return _read_file(path, "generator", state_dicts.read_generator)
 
 
@@ -122,7 +128,7 @@ def save_model(path: str | pathlib.Path, model: Model, *, dtype: str = "float32"
     ValueError: a suffix or dtype that is unknown or does not go with the rest.
     ImportError: the package that a suffix needs is absent.
   """
-  path = pathlib.Path(path)
+  path = storage.local_path("--output", path)
   if dtype not in DTYPES:
     raise ValueError(f"dtype={dtype!r} must be one of {', '.join(DTYPES)}")
   if not path.suffix:
@@ -187,7 +193,7 @@ def check_same_shapes(trees: Mapping[str, Any]) -> None:
       )
 
 
-def _read_run(run: pathlib.Path, step: int | None = None) -> Model:
+def _read_run(run: storage.Folder, step: int | None = None) -> Model:
   config_path = run / "config.json"
   if not config_path.exists():
     raise FileNotFoundError(f"{run} has no config.json; is it the folder of a run?")

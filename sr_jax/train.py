@@ -8,7 +8,6 @@ import hashlib
 import importlib.metadata
 import itertools
 import json
-import os
 import pathlib
 import time
 from typing import Any
@@ -30,6 +29,7 @@ from sr_jax import losses
 from sr_jax import model_file
 from sr_jax import schedules
 from sr_jax import sharding
+from sr_jax import storage
 from sr_jax import train_state
 from sr_jax import train_step
 from sr_jax import vgg
@@ -48,7 +48,7 @@ def train_and_evaluate(
 
   Args:
     config: of configs/; not changed.
-    workdir: folder of the run, the same for all processes.
+    workdir: folder of the run, or gs://BUCKET/RUN; the same for all processes.
     stop: notices signals; the run then saves its step and returns.
 
   Returns:
@@ -58,13 +58,9 @@ def train_and_evaluate(
     ValueError: settings do not fit, or data or weights are not there; says how to mend each.
     FloatingPointError: a loss is not finite.
   """
-  if "://" in str(workdir):
-    raise ValueError(
-      f"--workdir={workdir} must be a folder of a file system, the same for all hosts; mount the "
-      "bucket (gcsfuse, Filestore) and give its path"
-    )
-  run, stop = pathlib.Path(workdir), stop or distributed.Stop()
+  run, stop = storage.run_folder(workdir), stop or distributed.Stop()
   distributed.check_same("the same command and code", preflight_facts(config))
+  storage.check_access(run)
   main = Stage(config, run)
   if main.finished:
     _say(f"{run} is finished: {config.total_steps} steps. Nothing to do.")
@@ -136,7 +132,7 @@ class Stage:
     restored: the state and the record that it goes on from, or None.
   """
 
-  def __init__(self, config: Config, run: pathlib.Path):
+  def __init__(self, config: Config, run: storage.Folder):
     self.config, self.run = config, run
     self.mesh = sharding.create_mesh()
     sharding.check_batch_size(config.data.batch_size, config.optimizer.accumulate_steps, self.mesh)
@@ -330,6 +326,7 @@ def train_stage(stage: Stage, stop: distributed.Stop) -> str:
       if evaluating and scores is None:
         stopped = stop.pending or "a signal to another process"
       if saving or stopped:
+        writer.sync()
         checkpoint.save(manager, state, extra=extra, metrics=scores)
         last_save = time.monotonic()
       progress.resume(step)
@@ -622,7 +619,7 @@ def check_finite(step: int, metrics: Mapping[str, Any]) -> None:
     )
 
 
-def write_config(config: Config, run: pathlib.Path) -> None:
+def write_config(config: Config, run: storage.Folder) -> None:
   """Writes RUN/config.json and says what changed where there was one."""
   if jax.process_index() != 0:
     return
@@ -640,9 +637,7 @@ def write_config(config: Config, run: pathlib.Path) -> None:
         logging.warning(
           "config.%s of %s was %s, is now %s", key, run, before.get(key), after.get(key)
         )
-  temporary = path.with_suffix(".tmp")
-  temporary.write_text(json.dumps(new, indent=2) + "\n")
-  os.replace(temporary, path)
+  storage.write_text(path, json.dumps(new, indent=2) + "\n")
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

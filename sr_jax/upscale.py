@@ -17,6 +17,7 @@ from sr_jax import cli
 from sr_jax import evaluate
 from sr_jax import images
 from sr_jax import model_file
+from sr_jax import storage
 
 _OVERLAP = 32  # LR pixels around a tile that are upscaled too and thrown away
 _TILE = 448  # with its overlap one of the sizes that images are padded to
@@ -74,7 +75,7 @@ def main(argv: Sequence[str]) -> None:
   if not source.exists():
     raise FileNotFoundError(f"--input={source} does not exist")
   folder = source if source.is_dir() else source.parent
-  output = pathlib.Path(args.output).resolve()
+  output = storage.local_path("--output", args.output).resolve()
   if output == folder.resolve() or (source.is_dir() and output.is_relative_to(source.resolve())):
     raise ValueError(
       f"--output={args.output} is in the input's folder; choose another, so that no photograph is "

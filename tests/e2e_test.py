@@ -487,13 +487,6 @@ def test_what_is_missing_or_wrong_is_said_in_one_line_before_any_compile(
   assert re.search(message, error, re.DOTALL), error
 
 
-def test_a_bucket_is_refused_and_not_made_a_folder(photographs, tmp_path, monkeypatch):
-  monkeypatch.chdir(tmp_path)
-  with pytest.raises(ValueError, match="--workdir=gs://b/r must be a folder of a file system"):
-    train.train_and_evaluate(tiny(photographs), "gs://b/r")
-  assert not list(tmp_path.iterdir())
-
-
 def test_a_folder_in_one_flag_trains_both_stages(photographs, tmp_path):
   """The README's command on a folder, with the paper's recipe made small."""
   result = run_main(
