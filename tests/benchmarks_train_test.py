@@ -290,7 +290,8 @@ def test_generator_fields_are_parsed_and_two_ways_make_two_rows():
     (["--hr_patch", "102"], "hr_patch=102 must be a multiple of 4; try 104"),
   ],
 )
-def test_what_cannot_be_measured_is_refused(argv, message):
+def test_what_cannot_be_measured_is_refused(argv, message, monkeypatch):
+  monkeypatch.setattr(side_by_side, "measure", lambda *_, **__: pytest.fail("it was measured"))
   with pytest.raises(ValueError, match=message):
     train.main(["--torch", "none", *argv])
 
