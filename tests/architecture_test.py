@@ -36,7 +36,7 @@ GROUPS = [
     "report",
     "cli",
   },
-  {"train_step", "checkpoint", "model_file", "model_card", "logs", "evaluate"},
+  {"train_step", "checkpoint", "model_file", "model_card", "logs", "engines", "evaluate"},
   {"train", "interpolate", "upscale", "convert", "doctor", "prepare"},
   {"main"},
 ]
@@ -54,6 +54,8 @@ WITHIN_A_GROUP = {
   ("data", "images"),
   ("model_file", "checkpoint"),
   ("evaluate", "model_file"),
+  ("engines", "model_file"),
+  ("evaluate", "engines"),
   ("evaluate", "logs"),
   ("model_card", "model_file"),
 }
