@@ -14,8 +14,6 @@ import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import onnxruntime
-import openvino
 
 from sr_jax import cli
 from sr_jax import engines
@@ -25,6 +23,9 @@ from sr_jax import model_file
 
 def bare_openvino(contents: bytes) -> Callable[[np.ndarray], np.ndarray]:
   """As its guide does it, but in float32: by itself it takes bfloat16 where the CPU has it."""
+  sys.modules.setdefault("openvino_telemetry", None)  # as sr_jax.engines does: no messages
+  import openvino
+
   core = openvino.Core()
   settings = {"INFERENCE_PRECISION_HINT": "f32"}
   compiled = core.compile_model(core.read_model(contents), "CPU", settings)
@@ -32,6 +33,8 @@ def bare_openvino(contents: bytes) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def bare_onnxruntime(contents: bytes) -> Callable[[np.ndarray], np.ndarray]:
+  import onnxruntime
+
   session = onnxruntime.InferenceSession(contents, providers=["CPUExecutionProvider"])
   return lambda lr: session.run(None, {"input": lr})[0]
 

@@ -160,7 +160,7 @@ def test_a_damaged_file_is_made_anew(engine, damage, suffix, exports, cache):
   assert len(exports) == 2 and path.read_bytes() == sound
 
 
-def test_the_networks_used_last_are_kept(imitation, cache, monkeypatch):
+def test_the_networks_used_last_are_kept(exports, imitation, cache, monkeypatch):
   imitation(lambda lr: lr)
   monkeypatch.setattr(engines, "_error", lambda *_: 0.0)
   models = [make_model(seed=seed) for seed in range(10)]
@@ -170,7 +170,7 @@ def test_the_networks_used_last_are_kept(imitation, cache, monkeypatch):
     for file in (paths[i], paths[i].with_suffix(".json")):
       os.utime(file, (i, i))
     engines.open_engine(models[0])  # now its files are the newest
-  assert set(cache.glob("*.onnx")) == {paths[0], *paths[3:]}
+  assert set(cache.glob("*.onnx")) == {paths[0], *paths[3:]} and len(exports) == 10
 
 
 @pytest.mark.parametrize(
