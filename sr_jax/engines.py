@@ -1,8 +1,8 @@
 """Hands a network to OpenVINO or ONNX Runtime where JAX would run on the CPU.
 
-Their convolutions take about half the time of XLA's there (docs/cpu.md). A network is exported
-once, to an .onnx file in the cache, and an engine's first answer is compared with JAX's. Both
-packages are optional and are imported when they are used.
+They keep all cores busy, XLA mostly one (docs/cpu.md). A network is exported once, to an .onnx file
+in the cache, and an engine's first answer is compared with JAX's. Both packages are optional and
+are imported when they are used.
 """
 
 import contextlib
@@ -77,7 +77,7 @@ def open_engine(model: model_file.Model, choice: str = "auto") -> Engine:
     except Exception as error:  # whatever goes wrong in an engine, JAX can do it
       reasons.append(" ".join(f"{name}: {error}".split()))
   if not installed:
-    reasons = [f"an engine would take half the time: pip install {next(iter(_ENGINES))} onnx"]
+    reasons = [f"an engine uses more of the cores: pip install {next(iter(_ENGINES))} onnx"]
   return on_jax._replace(note=f"; {'; '.join(reasons)}")
 
 
@@ -91,7 +91,7 @@ def _open(name: str, model: model_file.Model) -> Engine:
     if not error <= TOLERANCE:  # NaN is none
       raise ValueError(f"{title} differs from JAX by {error:.2g}, more than {TOLERANCE}")
     _write(path, contents, [*checked, title])
-  note = "; --engine=jax for JAX, which is slower"
+  note = "; --engine=jax for JAX"
   return Engine(f"{title} (cpu)", functools.partial(_run, forward), note)
 
 
