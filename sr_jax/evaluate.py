@@ -30,6 +30,7 @@ import tqdm
 
 from sr_jax import cli
 from sr_jax import comparison
+from sr_jax import engines
 from sr_jax import images
 from sr_jax import logs
 from sr_jax import metrics
@@ -60,7 +61,7 @@ MORE_PROTOCOL = {
   "niqe": "NIQE of Y, rounded, 96x96 blocks; images too small or flat for it are left out",
   "pi": "((10 - Ma) + NIQE) / 2 of the set's means (PIRM 2018); Ma was given",
   "rmse": "root of the set's mean squared error of Y (PIRM 2018)",
-}
+}  # and 'engine', which made the SR images, where another than JAX may have
 
 SCORES = ("psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb")
 METRICS = ("psnr", "ssim", "lpips_alex", "lpips_vgg", "niqe")
@@ -74,7 +75,9 @@ class TestImage(NamedTuple):
   lr: np.ndarray
 
 
-def make_upscaler(module: nn.Module, variables: Mapping[str, Any]) -> Upscaler:
+def make_upscaler(
+  module: nn.Module, variables: Mapping[str, Any], run_engine: Upscaler | None = None
+) -> Upscaler:
   """Makes a function that upscales images of any size with few compiled programs.
 
   An image is padded to the next of few sizes. The result is the unpadded one's all the same: the
@@ -84,6 +87,7 @@ def make_upscaler(module: nn.Module, variables: Mapping[str, Any]) -> Upscaler:
   Args:
     module: a generator.
     variables: of `model_file.load_model`.
+    run_engine: of `engines.open_engine`, instead of JAX; it takes images of any size as they are.
 
   Returns:
     uint8 [h, w, 3] -> uint8 [h*s, w*s, 3], [h, w] -> [h*s, w*s]. A model of one channel upscales
@@ -98,15 +102,19 @@ def make_upscaler(module: nn.Module, variables: Mapping[str, Any]) -> Upscaler:
     raise ValueError(
       f"the model makes {module.out_channels} channels of {channels}; images have 3, grey ones 1"
     )
-  forward = _make_forward(module)
-  variables = jax.device_put(variables)
+  if run_engine is None:
+    forward = _make_forward(module)
+    variables = jax.device_put(variables)
 
   def run(image: np.ndarray) -> np.ndarray:
     height, width = image.shape[:2]
     even = [-(-n // multiple) * multiple for n in (height, width)]
-    padded = [_bucket(n) for n in even]
+    padded = even if run_engine else [_bucket(n) for n in even]
     image = np.pad(image, [(0, padded[0] - height), (0, padded[1] - width), (0, 0)], mode="edge")
-    sr = np.asarray(forward(variables, image[None], *even))[0]
+    if run_engine:
+      sr = run_engine(image)
+    else:
+      sr = np.asarray(forward(variables, image[None], *even))[0]
     return sr[: height * module.scale, : width * module.scale]
 
   def upscale(lr: np.ndarray) -> np.ndarray:
@@ -383,7 +391,7 @@ def _luma(rgb: np.ndarray) -> np.ndarray:
   return np.floor(rgb @ np.array([0.299, 0.587, 0.114]) + 0.5).astype(np.uint8)
 
 
-def _load_upscaler(spec: str, scale: int) -> tuple[Upscaler, int, dict[str, str]]:
+def _load_upscaler(spec: str, scale: int, choice: str) -> tuple[Upscaler, int, dict[str, str]]:
   """Returns the upscaler, its scale, and what the report says of the model."""
   if spec == "bicubic":
     return bicubic_upscaler(scale), scale, {"model": "MATLAB's bicubic"}
@@ -398,7 +406,11 @@ def _load_upscaler(spec: str, scale: int) -> tuple[Upscaler, int, dict[str, str]
     "step": str(model.info.get("step", "")),
   }
   facts = {key: value for key, value in facts.items() if value}
-  return make_upscaler(module, model.variables), module.scale, facts
+  engine = engines.open_engine(model, choice)
+  if choice != "jax":
+    print(f"upscaling {spec} with {engine.name}{engine.note}", file=sys.stderr)
+    facts["engine"] = engine.name
+  return make_upscaler(module, model.variables, engine.run), module.scale, facts
 
 
 def _label(spec: str) -> tuple[str, str]:
@@ -476,6 +488,12 @@ def main(argv: Sequence[str]) -> None:
   parser.add_argument(
     "--ma", default="", help="JSON of Ma scores, {model: {set: {image: score}}}, for PI"
   )
+  parser.add_argument(
+    "--engine",
+    choices=engines.CHOICES,
+    default="jax",
+    help="what upscales on the CPU (jax, which published scores are of); auto for the fastest",
+  )
   args = parser.parse_args(argv)
   if args.scale < 1:
     raise ValueError(f"--scale={args.scale} must be 1 or more")
@@ -487,7 +505,7 @@ def main(argv: Sequence[str]) -> None:
     _check_distinct("--model", folders, "give each its name: LABEL=MODEL")
   upscalers, scales, facts = {}, {}, {}
   for label, spec in models:
-    upscalers[label], scales[label], facts[label] = _load_upscaler(spec, args.scale)
+    upscalers[label], scales[label], facts[label] = _load_upscaler(spec, args.scale, args.engine)
   scale = scales[models[0][0]]
   if any(other != scale for other in scales.values()):
     raise ValueError(
@@ -537,8 +555,11 @@ def main(argv: Sequence[str]) -> None:
     for label, sets in results.items()
   }
   protocol = PROTOCOL | {k: v for k, v in MORE_PROTOCOL.items() if k in tables.columns(table)}
+  if used := dict.fromkeys(fact["engine"] for fact in facts.values() if "engine" in fact):
+    protocol["engine"] = " and ".join(used)
   for (label, spec), folder in zip(models, folders, strict=True):
-    one = {"model": spec, "scale": scale, "protocol": protocol, "sets": results[label]}
+    own = {key: value for key, value in facts[label].items() if key == "engine"}
+    one = {"model": spec, "scale": scale, "protocol": protocol | own, "sets": results[label]}
     _write_text(folder / "results.json", _json(one))
   images.write_image(output / "comparison.png", panels.draw())
   page.write(

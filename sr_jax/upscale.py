@@ -14,6 +14,7 @@ import numpy as np
 import tqdm
 
 from sr_jax import cli
+from sr_jax import engines
 from sr_jax import evaluate
 from sr_jax import images
 from sr_jax import model_file
@@ -70,6 +71,12 @@ def main(argv: Sequence[str]) -> None:
     type=int,
     help=f"side of tiles in LR pixels, 0 for none; by default {_TILE} above {_WHOLE} pixels",
   )
+  parser.add_argument(
+    "--engine",
+    choices=engines.CHOICES,
+    default="auto",
+    help="what upscales on a CPU; auto: OpenVINO or ONNX Runtime, whichever is installed, else jax",
+  )
   args = parser.parse_args(argv)
   source = pathlib.Path(args.input)
   if not source.exists():
@@ -86,8 +93,11 @@ def main(argv: Sequence[str]) -> None:
   paths = images.list_images(source) if source.is_dir() else [source]
   if not paths:
     raise FileNotFoundError(f"there is no image in --input={source}")
-  module, variables = model_file.load_model(args.model)
-  upscale = evaluate.make_upscaler(module, variables)
+  model = model_file.read_model(args.model)
+  module = model_file.build_generator(model.name, model.kwargs)
+  engine = engines.open_engine(model, args.engine)
+  upscale = evaluate.make_upscaler(module, model.variables, engine.run)
+  print(f"upscaling with {engine.name}{engine.note}", file=sys.stderr)
 
   taken: set[pathlib.Path] = set()
   failed = []

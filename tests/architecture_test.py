@@ -37,7 +37,7 @@ GROUPS = [
     "report",
     "cli",
   },
-  {"train_step", "checkpoint", "model_file", "model_card", "logs", "evaluate"},
+  {"train_step", "checkpoint", "model_file", "model_card", "logs", "engines", "evaluate"},
   {"train", "interpolate", "upscale", "convert", "doctor", "prepare"},
   {"main"},
 ]
@@ -56,6 +56,8 @@ WITHIN_A_GROUP = {
   ("data", "cli"),
   ("model_file", "checkpoint"),
   ("evaluate", "model_file"),
+  ("engines", "model_file"),
+  ("evaluate", "engines"),
   ("evaluate", "logs"),
   ("model_card", "model_file"),
 }

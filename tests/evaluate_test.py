@@ -4,12 +4,11 @@ import json
 import math
 import pathlib
 
-import jax
 import numpy as np
 import pytest
 import references
 from PIL import Image
-from tiny_models import make_model
+from tiny_models import apply, contrasting_model, make_model, photo
 
 from sr_jax import evaluate
 from sr_jax import images
@@ -22,36 +21,6 @@ SET14 = [
   (120, 125), (144, 180), (128, 128), (72, 88), (90, 62), (69, 69), (90, 125),
   (88, 72), (128, 128), (128, 128), (128, 192), (128, 128), (164, 132), (97, 146),
 ]  # fmt: skip
-
-
-def photo(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:
-  """A smooth image with texture: uint8 [height, width, channels], or [height, width] for 0."""
-  rng = np.random.default_rng(seed)
-  image = rng.normal(0, 40, (height, width, max(channels, 1)))
-  image = np.cumsum(np.cumsum(image, axis=0), axis=1)
-  image = 128 + 60 * (image - image.mean()) / image.std() + rng.normal(0, 12, image.shape)
-  image = np.clip(np.round(image), 0, 255).astype(np.uint8)
-  return image if channels else image[:, :, 0]
-
-
-def apply(model: model_file.Model, image: np.ndarray) -> np.ndarray:
-  """The network on one uint8 image, unpadded: float32 [H, W, C] before any rounding."""
-  module = model_file.build_generator(model.name, model.kwargs)
-  lr = image[None].astype(np.float32) / 255
-  return np.asarray(jax.jit(lambda v, lr: module.apply(v, lr, train=False))(model.variables, lr))[0]
-
-
-def contrasting_model(name: str = "rrdbnet", **kwargs) -> model_file.Model:
-  """A random model whose SR images are neither black, white nor flat: else all would be equal."""
-  model = make_model(name, **kwargs)
-  last = model.variables["params"]["conv_last"]
-  sr = apply(model, photo(16, 16, kwargs.get("out_channels", 3)))
-  factor = np.float32(0.2 / sr.std())
-  last["kernel"] = last["kernel"] * factor
-  last["bias"] = (last["bias"] - sr.mean()) * factor
-  if name != "msrresnet":  # which adds the LR image, grey on average
-    last["bias"] = last["bias"] + np.float32(0.5)
-  return model
 
 
 def upscaler(model: model_file.Model) -> evaluate.Upscaler:

@@ -39,6 +39,36 @@ def make_model(name: str = "rrdbnet", *, seed: int = 0, **kwargs) -> model_file.
   return model_file.Model(name, kwargs, variables, info)
 
 
+def photo(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:
+  """A smooth image with texture: uint8 [height, width, channels], or [height, width] for 0."""
+  rng = np.random.default_rng(seed)
+  image = rng.normal(0, 40, (height, width, max(channels, 1)))
+  image = np.cumsum(np.cumsum(image, axis=0), axis=1)
+  image = 128 + 60 * (image - image.mean()) / image.std() + rng.normal(0, 12, image.shape)
+  image = np.clip(np.round(image), 0, 255).astype(np.uint8)
+  return image if channels else image[:, :, 0]
+
+
+def apply(model: model_file.Model, image: np.ndarray) -> np.ndarray:
+  """The network on one uint8 image, unpadded: float32 [H, W, C] before any rounding."""
+  module = model_file.build_generator(model.name, model.kwargs)
+  lr = image[None].astype(np.float32) / 255
+  return np.asarray(jax.jit(lambda v, lr: module.apply(v, lr, train=False))(model.variables, lr))[0]
+
+
+def contrasting_model(name: str = "rrdbnet", **kwargs) -> model_file.Model:
+  """A random model whose SR images are neither black, white nor flat: else all would be equal."""
+  model = make_model(name, **kwargs)
+  last = model.variables["params"]["conv_last"]
+  sr = apply(model, photo(16, 16, kwargs.get("out_channels", 3)))
+  factor = np.float32(0.2 / sr.std())
+  last["kernel"] = last["kernel"] * factor
+  last["bias"] = (last["bias"] - sr.mean()) * factor
+  if name != "msrresnet":  # which adds the LR image, grey on average
+    last["bias"] = last["bias"] + np.float32(0.5)
+  return model
+
+
 def assert_equal_trees(actual, expected) -> None:
   """Same paths, dtypes and values, bit for bit."""
   assert jax.tree.structure(actual) == jax.tree.structure(expected)

@@ -86,8 +86,9 @@ def test_tiles_equal_the_whole_where_the_network_sees_no_further(upscaler, monke
 
 
 def run(model_path, source, output, *arguments) -> None:
+  """With JAX, to whose images the results are equal; engines_test.py has the others."""
   upscale.main(
-    ["--model", str(model_path), "--input", str(source), "--output", str(output)]
+    ["--model", str(model_path), "--input", str(source), "--output", str(output), "--engine=jax"]
     + [str(argument) for argument in arguments]
   )
 
