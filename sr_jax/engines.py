@@ -23,6 +23,7 @@ import numpy as np
 from absl import logging
 
 from sr_jax import __version__
+from sr_jax import cli
 from sr_jax import model_file
 
 TOLERANCE = 1e-4  # between an engine's output and JAX's, of images in [0, 1]
@@ -175,10 +176,9 @@ def _export(model: model_file.Model) -> bytes:
 
 def _cache_path(model: model_file.Model) -> pathlib.Path:
   """The file's name says all that the graph depends on."""
-  cache = pathlib.Path(os.environ.get("SR_JAX_CACHE") or "~/.cache/sr_jax").expanduser()
   told: list[Any] = [__version__, model.name, model.kwargs, model.info["digest"]]
   key = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:20]
-  return cache / "engines" / f"{key}.onnx"
+  return cli.cache_folder() / "engines" / f"{key}.onnx"
 
 
 def _read(path: pathlib.Path) -> tuple[bytes, list[str]] | None:
