@@ -18,11 +18,6 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-# The compiler is asked for by name below. As a backend it would look for a TPU, and for a cloud.
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip is taken that others may need
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -89,11 +84,14 @@ def compile_step(config: Any, topology: str, crops: int) -> tuple[Any, train.Sta
   Returns:
     The compiled step, the stage, and the seconds that compiling took.
   """
+  # The compiler is asked for by name. As a backend it would look for a TPU, and for a cloud.
+  jax.config.update("jax_platforms", "cpu")
+  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+  os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip is taken that others may need
   devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
   with config.unlocked():
     config.data.batch_size = crops * len(devices)
-    # Chosen by the backend where it is 0, and the backend here is the CPU's.
-    config.generator.kwargs.unroll = config.generator.kwargs.unroll or 1
+    config.generator.kwargs.unroll = 1  # 0 chooses by the backend, and that is the CPU's here
   stage = train.Stage(config, "no such run")
   stage.mesh = sharding.create_mesh(devices)
   weights = None

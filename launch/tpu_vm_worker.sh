@@ -89,7 +89,8 @@ start() {
   printf '%s\0' "$@" >"$run/command"
   cd -- "$HOME/sr_jax"
   # A session of its own: closing the ssh connection reaches nobody, and stop reaches everybody.
-  SR_JAX_COMMIT="$(cat "$HOME/sr_jax_commit")" PATH="$venv/bin:$PATH" \
+  # What TERM stops (a preemption) has not finished: babysit must not take it for that.
+  SR_JAX_COMMIT="$(cat "$HOME/sr_jax_commit")" SR_JAX_STOPPED_STATUS=143 PATH="$venv/bin:$PATH" \
     setsid bash "$self" supervise "$@" >>"$run/log" 2>&1 </dev/null &
   local i
   for ((i = 0; i < 200; i++)); do

@@ -40,8 +40,20 @@ def keep_programs() -> None:
   """Lets JAX keep compiled programs in the cache folder, so that the next start need not compile.
 
   JAX_COMPILATION_CACHE_DIR names another folder, or with '' none. A program is known by all that
-  went into it, versions and kind of device too. What does not import JAX compiles nothing.
+  went into it, versions and kind of device too; the ones used longest ago make room. What does not
+  import JAX compiles nothing.
   """
   jax = sys.modules.get("jax")
-  if jax and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "programs"))
+  if not jax or "JAX_COMPILATION_CACHE_DIR" in os.environ:
+    return
+  try:
+    folder = cache_folder() / "programs"
+    folder.mkdir(parents=True, exist_ok=True)
+  except (OSError, RuntimeError):  # not ours to write, or nobody's home: it works without
+    return
+  if os.access(folder, os.W_OK):
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_compilation_cache_max_size", PROGRAM_BYTES)
+
+
+PROGRAM_BYTES = 2 * 2**30

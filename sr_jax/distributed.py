@@ -64,6 +64,8 @@ def start(
     )
   if count > 1:
     roll_call(address, count, index, seconds=start_seconds)
+  # Stop does that, also before the first step; JAX's service would take SIGTERM from it.
+  jax.config.update("jax_enable_preemption_service", False)
   jax.distributed.initialize(
     address,
     count,
@@ -269,7 +271,10 @@ def stopped_status() -> int:
 
   A launcher that takes 0 for the end of the training, as Kubernetes does, needs another.
   """
-  return int(os.environ.get("SR_JAX_STOPPED_STATUS") or 0)
+  status = os.environ.get("SR_JAX_STOPPED_STATUS") or "0"
+  if not (status.isdigit() and int(status) < 256):
+    raise ValueError(f"SR_JAX_STOPPED_STATUS={status!r} must be a number from 0 to 255; try 143")
+  return int(status)
 
 
 def _let_others_leave(place: str) -> None:
@@ -283,7 +288,7 @@ class Stop:
   """Notices that the run is to stop: SIGTERM (preemption) or SIGINT (Ctrl-C) to any process of it.
 
   While there is something to save, from the first step of a stage to its last checkpoint, a signal
-  makes all processes stop after the same step. Before and after, it ends all of them at once, with
+  makes all processes stop after the same step. Before and after, it ends them at once, with
   `stopped_status`, whatever they are doing. Threads listen, since Python's own handlers wait for a
   compilation to end. Without `install` nothing is noticed.
   """
@@ -292,19 +297,19 @@ class Stop:
     self._lock = threading.Lock()  # while the processes agree, none of them begins a step
     self._calls, self._in_steps = 0, False
     self._signal, self._last_call = "", 0
+    self._status = stopped_status()
     self._wakeup, self._before, self._listener = None, {}, None
     self._uninstalled = threading.Event()
 
   def install(self) -> "Stop":
-    """Takes over both signals; again after `start`, where JAX has taken SIGTERM, to hear all."""
+    """Takes over both signals; again after `start`, to hear those of the other processes too."""
     if self._wakeup is None:
       read, write = os.pipe()
       os.set_blocking(write, False)
       self._wakeup = write, signal.set_wakeup_fd(write, warn_on_full_buffer=False)
       threading.Thread(target=self._hear_signals, args=(read,), daemon=True).start()
-    for number in (signal.SIGTERM, signal.SIGINT):
-      before = signal.signal(number, lambda number, frame: None)  # the thread does the work
-      self._before.setdefault(number, before)
+      for number in (signal.SIGTERM, signal.SIGINT):  # the thread does the work
+        self._before[number] = signal.signal(number, lambda number, frame: None)
     if _group()[2] > 1 and self._listener is None:
       self._listener = threading.Thread(target=self._hear_others, daemon=True)
       self._listener.start()
@@ -344,34 +349,55 @@ class Stop:
       self._in_steps = False
 
   def _hear_signals(self, pipe: int) -> None:
-    while number := os.read(pipe, 1):
-      name, (client, _, count) = signal.Signals(number[0]).name, _group()
-      if count > 1:
-        client.key_value_set(_STOP_KEY, name, allow_overwrite=True)  # to this process as well
-      else:
-        self._agree(name)
+    while byte := os.read(pipe, 1):
+      if byte[0] not in (signal.SIGTERM, signal.SIGINT):  # somebody else's
+        continue
+      name = signal.Signals(byte[0]).name
+      with self._or_end_at_once(name):
+        if self._listener:
+          _group()[0].key_value_set(
+            _STOP_KEY, name, allow_overwrite=True
+          )  # this process hears it too
+        else:
+          self._agree(name)
     os.close(pipe)
 
   def _hear_others(self) -> None:
     # Asks again and again: a call that waits could not be ended before Python shuts down, and then
     # it would take the process with it.
-    client = _group()[0]
-    while not self._uninstalled.wait(1):
-      with contextlib.suppress(jax.errors.JaxRuntimeError):  # nobody has set it
-        self._agree(client.key_value_try_get(_STOP_KEY))
-        return
+    client, _, count = _group()
+    while not self._uninstalled.wait(1 + count / 500):
+      try:
+        name = client.key_value_try_get(_STOP_KEY)
+      except jax.errors.JaxRuntimeError:  # nobody has set it
+        continue
+      with self._or_end_at_once(name):
+        self._agree(name)
+      return
 
   def _agree(self, name: str) -> None:
     """Settles with the other processes, all of them here, whether to save and after which step."""
     with self._lock:
-      everyone = _exchange("sr_jax/state at a signal", [self._calls, self._in_steps], 30)
+      everyone = [[self._calls, self._in_steps]]
+      if self._listener:
+        everyone = _exchange("sr_jax/state at a signal", everyone[0], 30)
       if any(in_steps for _, in_steps in everyone):
         print(f"{name}: saving after this step ...", flush=True)
         self._signal, self._last_call = name, max(calls for calls, _ in everyone) + 1
         return
       print(f"stopped by {name}; nothing was lost", flush=True)
-      _let_others_leave("sr_jax/leaving")
-      os._exit(stopped_status())
+      if self._listener:
+        _let_others_leave("sr_jax/leaving")
+      os._exit(self._status)
+
+  @contextlib.contextmanager
+  def _or_end_at_once(self, name: str):
+    """A process that can no longer agree with the others must not stay and be deaf to signals."""
+    try:
+      yield
+    except Exception as error:  # a time-out, or whatever JAX raises where a process is gone
+      print(f"{name}: ended without saving: {error}", flush=True)
+      os._exit(1)
 
 
 _STOP_KEY = "sr_jax/stop"
@@ -396,10 +422,11 @@ def naming_the_lost(seconds: int):
     raise
 
 
-def finish() -> None:
+def finish(stop: Stop) -> None:
   """Lets go of the others, once all are done; without it the first to end would look dead."""
   if _group()[2] > 1:
     meet("finish", None)
+    stop.uninstall()
     jax.distributed.shutdown()
 
 

@@ -89,8 +89,7 @@ def main(argv: Sequence[str]) -> None:
   with distributed.naming_the_lost(_HEARTBEAT_SECONDS.value):
     workdir = _WORKDIR.value or default_workdir(filename)
     stopped = train.train_and_evaluate(config, workdir, stop)
-  stop.uninstall()
-  distributed.finish()
+  distributed.finish(stop)
   if stopped:
     sys.exit(distributed.stopped_status())
 

@@ -292,7 +292,8 @@ def train_stage(stage: Stage, stop: distributed.Stop) -> str:
   )
   try:
     if owes_scores(stage):  # it was stopped while it was scored
-      evaluate_state(stage, state, writer, start, stop)
+      if evaluate_state(stage, state, writer, start, stop) is None:
+        stopped = stop.pending or "a signal to another process"
     for step in range(start + 1, config.total_steps + 1):
       if stopped:
         break

@@ -201,9 +201,11 @@ def make_train_step(
     )
     return jax.tree.map(lambda x: jnp.mean(x, axis=0), means), stats
 
+  rep, split = sharding.replicated(mesh), sharding.batch_sharded(mesh)
+
   def train_step(state: TrainState, batch, vgg_params) -> tuple[TrainState, Metrics]:
     if cut is not None:
-      batch = cut(batch, state.step)
+      batch = jax.lax.with_sharding_constraint(cut(batch, state.step), split)
     g, d = state.generator, state.discriminator
     params_d, stats_d = (None, None) if d is None else (d.params, d.batch_stats)
     gradients = compute_gradients if accumulate_steps == 1 else accumulate
@@ -234,7 +236,6 @@ def make_train_step(
         )
     return TrainState(state.step + 1, new_g, new_d, new_ema), metrics
 
-  rep, split = sharding.replicated(mesh), sharding.batch_sharded(mesh)
   images = split if cut is None else None  # None: as they lie
   return jax.jit(
     train_step, donate_argnums=0, in_shardings=(rep, images, rep), out_shardings=(rep, rep)

@@ -160,3 +160,10 @@ def test_who_names_a_place_for_programs_is_heard(tmp_path, place):
   result = python("-c", COMPILES, SR_JAX_CACHE=str(tmp_path), JAX_COMPILATION_CACHE_DIR=place)
   assert result.stdout.strip() == place
   assert not (tmp_path / "programs").exists()
+
+
+def test_without_a_place_for_programs_it_works_all_the_same(tmp_path, monkeypatch):
+  monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+  (tmp_path / "file").write_text("")
+  result = python("-c", COMPILES, SR_JAX_CACHE=str(tmp_path / "file"))
+  assert result.returncode == 0 and result.stdout.strip() == "None"

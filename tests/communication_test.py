@@ -14,6 +14,9 @@ import pytest
 import train_step_test as steps
 from benchmarks import pod
 from sr_jax import sharding
+from sr_jax.data import device_input
+from sr_jax.data import packed
+from sr_jax.data import sampling
 
 DEVICES = 8
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -56,6 +59,38 @@ def test_the_step_sends_gradients_and_means_and_nothing_else():
   assert sent_matrices >= matrices["g"] + matrices["d"]
   # The rest: biases, BatchNorm's sums forward and back, RaGAN's means, losses. Vectors of channels.
   assert total - sent_matrices < 0.05 * total
+
+
+@pytest.mark.parametrize("placement", ["replicated", "sharded"])
+def test_images_on_the_devices_cost_at_most_one_exchange_of_crops(placement):
+  """The step that cuts for itself: the losses of one fed by the host, and what it sends more."""
+  pixels = np.random.default_rng(0).integers(0, 256, (5, 96, 80, 3), np.uint8)
+  pack = packed.pack_from_arrays(list(pixels), 4)
+  mesh = steps.make_mesh(DEVICES)
+  arguments = {"batch_size": 8, "lr_patch": 16, "seed": 3}
+  arrays, cut = device_input.make_cutter(
+    pack, sharding=sharding.batch_sharded(mesh), placement=placement, **arguments
+  )
+  step = steps.make_step(gan=False, devices=DEVICES, cut=cut)
+  state = steps.put(steps.initial_state(False), DEVICES)
+  sent = pod.read_messages(step.lower(state, arrays, None).compile().as_text())
+  crops = [message for message in sent if message.kind != "all-reduce"]
+  if placement == "replicated":
+    assert not crops
+  else:  # an example a device, bytes of its LR and HR crop
+    (message,) = crops
+    assert (message.kind, message.arrays) == ("reduce-scatter", [("u8", (1, 16 * 16 * 3 * 17))])
+
+  history = []
+  for _ in range(2):
+    state, metrics = step(state, arrays, None)
+    history.append(float(metrics["loss_g"]))
+  fed = steps.put(steps.initial_state(False), DEVICES)
+  for number, loss in enumerate(history):
+    lr, hr = sampling.cut_batch(pack, number, **arguments)
+    batch = jax.device_put({"lr": lr, "hr": hr}, sharding.batch_sharded(mesh))
+    fed, metrics = steps.default_step(False, DEVICES)(fed, batch, None)
+    np.testing.assert_allclose(loss, float(metrics["loss_g"]), rtol=1e-6)
 
 
 @pytest.fixture(scope="module")

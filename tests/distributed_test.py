@@ -45,8 +45,7 @@ if stays:  # before its first step, where the others will wait for it
 def main(argv):
   with distributed.naming_the_lost({heartbeat}):
     train.train_and_evaluate(config, run, stop)
-  stop.uninstall()
-  distributed.finish()
+  distributed.finish(stop)
 
 cli.guarded(main)(sys.argv)
 """
@@ -195,7 +194,7 @@ import distributed_test, e2e_test
 photographs, run, overrides = json.loads(sys.argv[1])
 config = e2e_test.tiny(pathlib.Path(photographs), **overrides)
 print(json.dumps(distributed_test.look(config, pathlib.Path(run))), flush=True)
-distributed.finish()
+distributed.finish(distributed.Stop())
 """
 
 

@@ -326,6 +326,36 @@ def test_who_embeds_a_run_can_stop_it(whole_run, photographs, tmp_path):
   assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1"]
 
 
+def test_signals_of_others_and_lost_processes(monkeypatch, capsys):
+  """A handler of somebody else is left alone; who can no longer agree does not stay, deaf."""
+  ended = []
+  monkeypatch.setattr(distributed.os, "_exit", ended.append)
+  heard = []
+  before = signal.signal(signal.SIGUSR1, lambda number, frame: heard.append(number))
+  stop = distributed.Stop().install()
+  try:
+    os.kill(os.getpid(), signal.SIGUSR1)
+    time.sleep(0.5)
+    assert heard == [signal.SIGUSR1] and not ended
+    monkeypatch.setattr(stop, "_agree", lambda name: 1 / 0)
+    os.kill(os.getpid(), signal.SIGTERM)
+    for _ in range(100):
+      if ended:
+        break
+      time.sleep(0.05)
+    assert ended == [1]
+    assert "SIGTERM: ended without saving: division by zero" in capsys.readouterr().out
+  finally:
+    stop.uninstall()
+    signal.signal(signal.SIGUSR1, before)
+
+
+def test_a_status_that_is_none(monkeypatch):
+  monkeypatch.setenv("SR_JAX_STOPPED_STATUS", "abc")
+  with pytest.raises(ValueError, match="STOPPED_STATUS='abc' must be a number from 0 to 255"):
+    distributed.Stop()
+
+
 @pytest.mark.parametrize("stopped, status", [("SIGTERM", 143), ("", 0)])
 def test_a_launcher_can_tell_stopped_from_finished(stopped, status):
   code = (

@@ -910,7 +910,7 @@ def test_sbatch_at_the_time_limit_saves_and_the_same_line_goes_on_to_the_end(slu
   process.send_signal(signal.SIGTERM)  # B: to the batch shell alone
   output = slurm.output(process)
   assert process.returncode == 0, output
-  assert "stopped by a signal; the same command goes on from here" in output, output
+  assert "stopped by SIGTERM; the same command goes on from here" in output, output
   # Queued again only when both have ended, or the next start meets them.
   assert "srun: exit statuses 0 0" in output.partition("queued again")[0], output
   (saved,) = _checkpoints(run)
