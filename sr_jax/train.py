@@ -489,7 +489,7 @@ def open_batches(
         lr_patch=arguments["lr_patch"],
         process_count=count,
       )
-      _say(f"  input: tf.data, at most {ram / 1e6:,.0f} MB of each host's memory")
+      _say(f"  input: tf.data, at most {ram / 1e6:,.1f} MB of each host's memory")
       host_batches = tf_input.make_tf_input(
         pack,
         start_step=start_step,
@@ -501,7 +501,7 @@ def open_batches(
   if kind == "device":
     arrays, cut = device_input.make_cutter(pack, sharding=sharding.batch_sharded(mesh), **arguments)
     held = sum(array.addressable_shards[0].data.nbytes for array in arrays.values())
-    _say(f"  input: the images, {held / 1e6:,.0f} MB of each device's memory")
+    _say(f"  input: the images, {held / 1e6:,.1f} MB of each device's memory")
     return itertools.repeat(arrays), cut
   raise ValueError(f"data.input={kind!r} must be one of auto, tf, device")
 

@@ -126,8 +126,10 @@ def test_one_device_and_eight_are_the_same_run():
     gradients[devices] = first_gradients(state)
     _, rest = run(step, jax.device_get(state), batches[1:], devices)
     histories[devices] = first + rest
-  # linear2/bias moves every logit alike, which RaGAN does not see: its gradient is rounding.
-  assert_close(gradients[8], gradients[1], 1e-5, zero=("linear2/bias",))
+  # linear2/bias moves every logit alike, which RaGAN does not see: its gradient is rounding. How
+  # far the others part depends on the CPU: 5e-6 on a Xeon, 1.05e-5 on an AMD EPYC, where it is
+  # d/conv0_0/bias, a sum of 32,768 terms.
+  assert_close(gradients[8], gradients[1], 2e-5, zero=("linear2/bias",))
   for step, (one, eight) in enumerate(zip(histories[1], histories[8], strict=True)):
     for name in ("loss_g", "loss_d", "loss/pixel", "loss/perceptual", "loss/adversarial"):
       np.testing.assert_allclose(eight[name], one[name], rtol=1e-5, err_msg=f"{name}, step {step}")
