@@ -354,10 +354,8 @@ class Stop:
         continue
       name = signal.Signals(byte[0]).name
       with self._or_end_at_once(name):
-        if self._listener:
-          _group()[0].key_value_set(
-            _STOP_KEY, name, allow_overwrite=True
-          )  # this process hears it too
+        if self._listener:  # which hears it like everybody else's
+          _group()[0].key_value_set(_STOP_KEY, name, allow_overwrite=True)
         else:
           self._agree(name)
     os.close(pipe)

@@ -39,7 +39,13 @@ photographs, run, overrides = json.loads(sys.argv[1])
 stays = overrides.pop("stays", False)
 config = e2e_test.tiny(pathlib.Path(photographs), **overrides)
 stop = distributed.Stop().install()
-if stays:  # before its first step, where the others will wait for it
+if stays == "scores":  # long enough for a signal to come meanwhile
+  from sr_jax import evaluate
+  batches = evaluate._batches
+  evaluate._batches = lambda *arguments: (
+    (__import__("time").sleep(4), batch)[1] for batch in batches(*arguments)
+  )
+elif stays:  # before its first step, where the others will wait for it
   train.make_step = lambda *arguments: lambda *arguments: __import__("time").sleep(300)
 
 def main(argv):
@@ -262,6 +268,23 @@ def test_a_signal_before_the_first_step_ends_both(photographs, whole_run, tmp_pa
   for index in range(2):
     assert "stopped by SIGTERM; nothing was lost" in output(run, index).read_text()
   assert not list((run / "checkpoints").iterdir())
+
+
+def test_a_signal_while_two_processes_score(photographs, whole_run, tmp_path):
+  whole, _ = whole_run
+  run = tmp_path / "run"
+  overrides = gan_overrides(whole, **{"eval.every_steps": 2, "eval.max_images": 5})
+  started = start(photographs, run, stays="scores", **overrides)
+  wait_for_step(run, 2, started)
+  time.sleep(1)
+  started[1].send_signal(signal.SIGTERM)
+  sent = time.monotonic()
+  assert [process.wait(timeout=60) for process in started] == [0, 0]
+  assert time.monotonic() - sent < 30
+  assert [path.name for path in (run / "checkpoints").iterdir()] == ["2"]
+  written = lines(run)
+  assert max(line["step"] for line in written) == 2
+  assert not any("eval/psnr_y" in line for line in written)
 
 
 def test_scores_of_two_processes_are_one_process_to_the_last_digit(
