@@ -125,28 +125,44 @@ def assert_ended(started, run: pathlib.Path) -> None:
     assert process.wait(timeout=300) == 0, output(run, index).read_text()[-3000:]
 
 
-def test_any_number_of_devices_and_processes_is_the_same_run(
-  photographs, whole_run, tmp_path, monkeypatch
+def assert_same_losses(run: pathlib.Path, one: pathlib.Path) -> None:
+  ours, theirs = lines(run), lines(one)
+  assert len(ours) == len(theirs) == 20
+  for line, other in zip(ours, theirs, strict=True):
+    assert line.keys() == other.keys()
+    for name in line:
+      if name.startswith("loss"):
+        where = f"{name} at step {line['step']} of {run.name}"
+        np.testing.assert_allclose(line[name], other[name], rtol=1e-5, err_msg=where)
+
+
+@pytest.fixture(scope="module")
+def on_one_device(photographs, whole_run, tmp_path_factory) -> tuple[pathlib.Path, dict]:
+  """A run of 20 GAN steps on one device, and what it overrides in the recipe."""
+  overrides = gan_overrides(whole_run[0], **{"eval.source": ""})
+  run, create_mesh = tmp_path_factory.mktemp("devices") / "one", sharding.create_mesh
+  with pytest.MonkeyPatch.context() as patched:
+    patched.setattr(sharding, "create_mesh", lambda: create_mesh(jax.devices()[:1]))
+    train.train_and_evaluate(tiny(photographs, **overrides), run)
+  return run, overrides
+
+
+def test_eight_devices_are_the_same_run_as_one(photographs, on_one_device, tmp_path):
+  one, overrides = on_one_device
+  train.train_and_evaluate(tiny(photographs, **overrides), tmp_path / "eight")
+  assert_same_losses(tmp_path / "eight", one)
+
+
+@pytest.mark.parametrize(
+  "processes, kind", [(2, "tf"), pytest.param(4, "device", marks=pytest.mark.slow)]
+)
+def test_several_processes_are_the_same_run_as_one(
+  photographs, on_one_device, tmp_path, processes, kind
 ):
-  whole, _ = whole_run
-  overrides = gan_overrides(whole, **{"eval.source": ""})
-  for name, processes, kind in (("two", 2, "tf"), ("four", 4, "device")):
-    which = {"processes": processes, "data.input": kind}
-    assert_ended(start(photographs, tmp_path / name, **which, **overrides), tmp_path / name)
-  config = tiny(photographs, **overrides)
-  train.train_and_evaluate(config, tmp_path / "eight")
-  create_mesh = sharding.create_mesh
-  monkeypatch.setattr(sharding, "create_mesh", lambda: create_mesh(jax.devices()[:1]))
-  train.train_and_evaluate(config, tmp_path / "one")
-  runs = {name: lines(tmp_path / name) for name in ("one", "two", "four", "eight")}
-  assert [len(run) for run in runs.values()] == [20] * 4
-  for run, those in runs.items():
-    for one, other in zip(runs["one"], those, strict=True):
-      assert one.keys() == other.keys()
-      for name in one:
-        if name.startswith("loss"):
-          where = f"{name} at step {one['step']} of {run}"
-          np.testing.assert_allclose(other[name], one[name], rtol=1e-5, err_msg=where)
+  one, overrides = on_one_device
+  run, which = tmp_path / str(processes), {"processes": processes, "data.input": kind}
+  assert_ended(start(photographs, run, **which, **overrides), run)
+  assert_same_losses(run, one)
 
 
 def test_a_signal_to_one_of_two_stops_both_and_any_topology_goes_on(

@@ -78,6 +78,7 @@ def test_a_finished_run_says_so_and_changes_nothing(bucket, bucket_run, whole_ru
 
 
 @needs_gcsfs
+@pytest.mark.slow
 def test_killed_by_the_kernel_and_resumed(bucket, whole_run, photographs):
   """kill -9 of a real process, once the first stage has a checkpoint."""
   whole, config = whole_run
