@@ -37,14 +37,7 @@ def main(argv: Sequence[str]) -> None:
   parser.add_argument("--quick", action="store_true", help="a tiny network, to see that it works")
   parser.add_argument("--size", default="64,128", help="sides of square LR images")
   parser.add_argument("--batch_size", default="1", help="one or more")
-  parser.add_argument("--dtype", default="float32,bfloat16", help="of sr_jax's convolutions")
-  parser.add_argument("--torch", help="modes of torch_esrgan.py, or none; default: the device's")
-  parser.add_argument(
-    "--generator", action="append", metavar="FIELD=VALUE,...",
-    help="fields of RRDBNet over 64, 23, 32; given twice, two ways side by side",
-  )  # fmt: skip
-  parser.add_argument("--rounds", type=int, default=5)
-  parser.add_argument("--seconds", type=float, default=1, help="a row and round, one step at least")
+  side_by_side.add_arguments(parser, seconds=1)
   parser.add_argument("--scaling", action="store_true", help="batches 1..256, LR sizes 64..2048")
   parser.add_argument(
     "--limit", type=float, default=5, help="seconds an upscaling may take for --scaling to go on"

@@ -10,6 +10,7 @@ A worker reads JSON, a line a request, and answers in lines of JSON: first its r
 done is answered with {"error": why}.
 """
 
+import argparse
 import gc
 import importlib
 import importlib.util
@@ -328,6 +329,20 @@ def columns(results: Iterable[Mapping[str, Any]]) -> dict[str, Callable[[Mapping
     ),
     "compile s": lambda row: number(row["compile_s"]),
   }
+
+
+def add_arguments(parser: argparse.ArgumentParser, *, seconds: float) -> None:
+  """Adds what the benchmarks that measure rows in turns have alike."""
+  parser.add_argument("--dtype", default="float32,bfloat16", help="of sr_jax's convolutions")
+  parser.add_argument("--torch", help="modes of torch_esrgan.py, or none; default: the device's")
+  parser.add_argument(
+    "--generator", action="append", metavar="FIELD=VALUE,...",
+    help="fields of RRDBNet over 64, 23, 32; given twice, two ways side by side",
+  )  # fmt: skip
+  parser.add_argument("--rounds", type=int, default=5)
+  parser.add_argument(
+    "--seconds", type=float, default=seconds, help="a row and round, one step at least"
+  )
 
 
 def parse_generators(texts: Sequence[str], default: Mapping[str, int]) -> list[dict[str, Any]]:

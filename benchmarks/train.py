@@ -33,14 +33,7 @@ def main(argv: Sequence[str]) -> None:
   parser.add_argument("--what", default="gan,psnr", help="steps: gan, psnr")
   parser.add_argument("--batch_size", default="16", help="one or more")
   parser.add_argument("--hr_patch", type=int, default=128, help="side of the HR crops")
-  parser.add_argument("--dtype", default="float32,bfloat16", help="of sr_jax's convolutions")
-  parser.add_argument("--torch", help="modes of torch_esrgan.py, or none; default: the device's")
-  parser.add_argument(
-    "--generator", action="append", metavar="FIELD=VALUE,...",
-    help="fields of RRDBNet over 64, 23, 32; given twice, two ways side by side",
-  )  # fmt: skip
-  parser.add_argument("--rounds", type=int, default=5)
-  parser.add_argument("--seconds", type=float, default=2, help="a row and round, one step at least")
+  side_by_side.add_arguments(parser, seconds=2)
   parser.add_argument("--output", default="results/benchmark_train.json")
   if "--quick" in argv:
     parser.set_defaults(**QUICK)

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 
 from absl import logging
 
+PROGRAM_BYTES = 2 * 2**30  # of compiled programs that are kept
+
 
 def guarded(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]], None]:
   """Wraps a program's `main`: what a user can mend ends in one line and exit status 1.
@@ -54,6 +56,3 @@ def keep_programs() -> None:
   if os.access(folder, os.W_OK):
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_compilation_cache_max_size", PROGRAM_BYTES)
-
-
-PROGRAM_BYTES = 2 * 2**30
