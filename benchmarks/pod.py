@@ -91,7 +91,8 @@ def compile_step(config: Any, topology: str, crops: int) -> tuple[Any, train.Sta
   devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
   with config.unlocked():
     config.data.batch_size = crops * len(devices)
-    config.generator.kwargs.unroll = 1  # 0 chooses by the backend, and that is the CPU's here
+    # Left out they are chosen for the backend, and that is the CPU here.
+    config.generator.kwargs.update(unroll=1, dense="concat")
   stage = train.Stage(config, "no such run")
   stage.mesh = sharding.create_mesh(devices)
   weights = None

@@ -4,6 +4,7 @@ import functools
 import os
 import pathlib
 import sys
+import time
 from collections.abc import Callable, Sequence
 
 from absl import logging
@@ -54,5 +55,21 @@ def keep_programs() -> None:
   except (OSError, RuntimeError):  # not ours to write, or nobody's home: it works without
     return
   if os.access(folder, os.W_OK):
+    _mend_programs(folder)
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_compilation_cache_max_size", PROGRAM_BYTES)
+
+
+def _mend_programs(folder: pathlib.Path) -> None:
+  """Removes programs that JAX has not noted the time of: one such, and it keeps no program more.
+
+  A process that was killed while it wrote leaves them, and so does one that kept programs without a
+  limit; those of the last minute may be another process's, which will note the time.
+  """
+  try:
+    for program in folder.glob("*-cache"):
+      note = program.with_name(program.name.removesuffix("-cache") + "-atime")
+      if not note.exists() and time.time() - program.stat().st_mtime > 60:
+        program.unlink()
+  except OSError:  # another process mends it too
+    pass

@@ -22,11 +22,12 @@ from sr_jax.layers import (
   upsample_bilinear,
   upsample_nearest,
 )
+from sr_jax.winograd import dense_block
 
 # The factors of the upsampling layers, one after another, that make up a scale.
 UPSAMPLING = {1: (), 2: (2,), 3: (3,), 4: (2, 2), 8: (2, 2, 2)}
 
-DENSE = ("concat", "by_source")  # ways to compute a dense block
+DENSE = ("concat", "by_source", "winograd")  # ways to compute a dense block
 
 
 class SRResNet(nn.Module):
@@ -133,8 +134,9 @@ class RRDBNet(nn.Module):
     out_channels: of the SR image.
     input_unshuffle: pixel-unshuffle of the input: BasicSR's x2 models have 2, its x1 models 4, and
       upsample x4 inside.
-    dense: how a dense block is computed: 'concat', as printed, or 'by_source', the same numbers by
-      wider convolutions; '' chooses for the backend.
+    dense: how a dense block is computed: 'concat', as printed; 'by_source', the same numbers by
+      wider convolutions; 'winograd', by `winograd.py`, as are then all convolutions of `features`
+      (no forward-mode derivatives). '' chooses for the backend.
     unroll: blocks in one iteration of the loop; 0 chooses, see `_repeat`.
     remat: recompute each block in the backward pass instead of storing its activations.
     dtype: to compute in, or its name; parameters are float32.
@@ -162,11 +164,13 @@ class RRDBNet(nn.Module):
     if self.input_unshuffle > 1:
       lr = pixel_unshuffle(lr, self.input_unshuffle)
     x = conv(lr, self.features, name="conv_first", dtype=self.dtype)
-    dense = self.dense or ("by_source" if jax.default_backend() == "gpu" else "concat")
+    dense = self.dense or _fastest_dense(self.features, self.growth)
+    winograd = dense == "winograd"
     block = _RRDB(self.growth, self.residual_scale, dense, self.dtype, name="body")
-    y = _repeat(self, block, x, train=train)
-    x = x + conv(y, self.features, name="conv_body", dtype=self.dtype)
-    return _upsample_and_reconstruct(self, x, self.scale * self.input_unshuffle)
+    y = _repeat(self, block, x, train=train, winograd=winograd)
+    x = x + conv(y, self.features, name="conv_body", winograd=winograd, dtype=self.dtype)
+    factor = self.scale * self.input_unshuffle
+    return _upsample_and_reconstruct(self, x, factor, winograd=winograd)
 
 
 class ResidualNet(nn.Module):
@@ -238,8 +242,8 @@ class _DenseBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    y = self._by_source(x) if self.dense == "by_source" else self._concat(x)
-    return y * self.residual_scale + x
+    form = {"concat": self._concat, "by_source": self._by_source, "winograd": self._winograd}
+    return form[self.dense](x) * self.residual_scale + x
 
   def _concat(self, x: jax.Array) -> jax.Array:
     """As it is printed: each convolution of all that is there."""
@@ -258,12 +262,8 @@ class _DenseBlock(nn.Module):
     features = x.shape[-1]
     widths = [self.growth] * 4 + [features]
     starts = [0, *(features + i * self.growth for i in range(5))]  # of each source's channels
-    layers = [
-      ConvParams(starts[i + 1], width, "msra", name=f"conv{i + 1}")()
-      for i, width in enumerate(widths)
-    ]
-    kernels = [kernel for kernel, _ in layers]
-    sums = [bias.astype(self.dtype).reshape(1, 1, 1, -1) for _, bias in layers]
+    kernels, biases = self._parameters(features)
+    sums = [bias.astype(self.dtype).reshape(1, 1, 1, -1) for bias in biases]
     source = x
     for i in range(5):
       wanted = [kernel[:, :, starts[i] : starts[i + 1]] for kernel in kernels[i:]]
@@ -272,6 +272,18 @@ class _DenseBlock(nn.Module):
       sums[i:] = [a + b for a, b in zip(sums[i:], jnp.split(part, ends, axis=-1), strict=True)]
       source = leaky_relu(sums[i])
     return sums[4]
+
+  def _winograd(self, x: jax.Array) -> jax.Array:
+    """With fewer multiplications, in float32."""
+    return dense_block(x.astype(self.dtype), *self._parameters(x.shape[-1]))
+
+  def _parameters(self, features: int) -> tuple[list[jax.Array], list[jax.Array]]:
+    """The kernels and biases that `_concat` has, for a block of so many features."""
+    layers = [
+      ConvParams(features + i * self.growth, width, "msra", name=f"conv{i + 1}")()
+      for i, width in enumerate([self.growth] * 4 + [features])
+    ]
+    return [kernel for kernel, _ in layers], [bias for _, bias in layers]
 
 
 class _RRDB(nn.Module):
@@ -291,14 +303,30 @@ class _RRDB(nn.Module):
     return y * self.residual_scale + x
 
 
-def _repeat(net: nn.Module, block: nn.Module, x: jax.Array, *, train: bool) -> jax.Array:
+def _fastest_dense(features: int, growth: int) -> str:
+  """The way to compute dense blocks on the default backend.
+
+  Winograd's form needs channels to be worth its transforms, and works on a few images of the batch
+  at a time, which should not be spread over devices.
+  """
+  backend = jax.default_backend()
+  if backend == "cpu" and jax.device_count() == 1 and min(features, growth) >= 32:
+    return "winograd"
+  return "by_source" if backend == "gpu" else "concat"
+
+
+def _repeat(
+  net: nn.Module, block: nn.Module, x: jax.Array, *, train: bool, winograd: bool = False
+) -> jax.Array:
   """Applies net.blocks copies of `block` in turn, their variables stacked on a leading axis.
 
   Looped, unrolled and rematerialised bodies read the same variables. With net.unroll 0, training
-  on a CPU unrolls fully, since XLA computes a loop's weight gradients there 15 to 30 times slower
-  than straight-line code's; all else loops, which compiles in a fraction of the time.
+  on a CPU unrolls fully, since XLA computes the weight gradients of a loop's convolutions there 15
+  to 30 times slower than straight-line code's; all else, Winograd's form too, loops, which compiles
+  in a fraction of the time.
   """
-  unroll = net.unroll or (net.blocks if train and jax.default_backend() == "cpu" else 1)
+  slow = train and not winograd and jax.default_backend() == "cpu"
+  unroll = net.unroll or (net.blocks if slow else 1)
 
   def step(block, x, _):
     return block(x), None
@@ -316,13 +344,16 @@ def _repeat(net: nn.Module, block: nn.Module, x: jax.Array, *, train: bool) -> j
   return body(block, x, None)[0]
 
 
-def _upsample_and_reconstruct(net: nn.Module, x: jax.Array, factor: int) -> jax.Array:
+def _upsample_and_reconstruct(
+  net: nn.Module, x: jax.Array, factor: int, *, winograd: bool = False
+) -> jax.Array:
   """ESRGAN's second half: nearest upsampling, a convolution after each, conv_hr, conv_last."""
   for i, r in enumerate(UPSAMPLING[factor], 1):
     # Its own name for x3, or a file of its weights could not be told from an x2 model's.
     name = "conv_up_x3" if r == 3 else f"conv_up{i}"
-    x = leaky_relu(conv(upsample_nearest(x, r), net.features, name=name, dtype=net.dtype))
-  x = leaky_relu(conv(x, net.features, name="conv_hr", dtype=net.dtype))
+    x = upsample_nearest(x, r)
+    x = leaky_relu(conv(x, net.features, name=name, winograd=winograd, dtype=net.dtype))
+  x = leaky_relu(conv(x, net.features, name="conv_hr", winograd=winograd, dtype=net.dtype))
   return conv(x, net.out_channels, name="conv_last", dtype=net.dtype).astype(jnp.float32)
 
 

@@ -11,6 +11,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from sr_jax.winograd import conv3x3
+
 Initializer = Callable[..., jax.Array]
 
 KERNEL_INIT: dict[str, Initializer] = {
@@ -47,6 +49,7 @@ def conv(
   stride: int = 1,
   use_bias: bool = True,
   init: str = "torch",
+  winograd: bool = False,
   dtype: Any = jnp.float32,
 ) -> jax.Array:
   """Convolves x in the calling module, with parameters under `name`.
@@ -59,6 +62,7 @@ def conv(
     stride: of both axes.
     use_bias: False in front of a BatchNorm that makes it useless.
     init: 'torch' (kernel and bias uniform) or 'msra' (scaled by 0.1, bias 0).
+    winograd: compute by `winograd.conv3x3`; for 3x3 of stride 1.
     dtype: to compute in, a dtype or its name; parameters are float32.
 
   Returns:
@@ -74,8 +78,14 @@ def conv(
     kernel_init=KERNEL_INIT[init],
     bias_init=_bias_init(init, fan_in),
     dtype=jnp.dtype(dtype),
+    conv_general_dilated=_by_winograd if winograd else None,
     name=name,
   )(x)
+
+
+def _by_winograd(x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:
+  """In place of `lax.conv_general_dilated`, for 3x3 of stride 1 with padding 1."""
+  return conv3x3(x, kernel)
 
 
 class ConvParams(nn.Module):

@@ -5,6 +5,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import time
 
 import pytest
 from tiny_models import make_model
@@ -167,3 +168,19 @@ def test_without_a_place_for_programs_it_works_all_the_same(tmp_path, monkeypatc
   (tmp_path / "file").write_text("")
   result = python("-c", COMPILES, SR_JAX_CACHE=str(tmp_path / "file"))
   assert result.returncode == 0 and result.stdout.strip() == "None"
+
+
+@pytest.mark.parametrize("age, kept", [(3600, False), (0, True)])
+def test_a_program_half_kept_does_not_keep_others_out(tmp_path, monkeypatch, age, kept):
+  """JAX keeps no program more where it finds one without the note of its time."""
+  monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+  programs = tmp_path / "programs"
+  programs.mkdir()
+  for name in ("half-cache", "whole-cache", "whole-atime"):
+    (programs / name).write_bytes(bytes(8))
+    os.utime(programs / name, (time.time() - age,) * 2)
+  python("-c", COMPILES, SR_JAX_CACHE=str(tmp_path))
+  names = {path.name for path in programs.iterdir()}
+  assert {"whole-cache", "whole-atime"} <= names
+  assert ("half-cache" in names) == kept  # of this minute: another process may be writing it
+  assert any("jit" in name for name in names) != kept

@@ -195,11 +195,12 @@ def test_looped_unrolled_and_rematerialised_bodies_are_the_same(name, blocks, va
         assert_close({"": a}, {"": b}, tolerance=1e-5)
 
 
-def test_dense_blocks_by_source_are_the_same_network():
+@pytest.mark.parametrize("dense", ["by_source", "winograd"])
+def test_dense_blocks_in_a_fast_form_are_the_same_network(dense):
   """Same parameters, drawn alike; same output and gradients, in float32 and within bfloat16's."""
   lr, cotangent = images(6, 6, 2)
   make = functools.partial(RRDBNet, features=6, blocks=2, growth=4, scale=2)
-  plain, fast = make(dense="concat"), make(dense="by_source")
+  plain, fast = make(dense="concat"), make(dense=dense)
   jax.tree.map(np.testing.assert_array_equal, initial_params(plain), initial_params(fast))
   variables = random_variables(plain, lr)
   exact = values_and_gradients(plain, variables, lr, cotangent)
@@ -215,7 +216,7 @@ def test_dense_blocks_by_source_are_the_same_network():
       for a, b in zip(jax.tree.leaves(seen), jax.tree.leaves(exact[:3]), strict=True)
     ]
 
-  ours, theirs = (error(make(dense=d, dtype="bfloat16")) for d in ("by_source", "concat"))
+  ours, theirs = (error(make(dense=d, dtype="bfloat16")) for d in (dense, "concat"))
   assert 1e-4 < np.mean(ours) < 1.5 * np.mean(theirs)
 
 
@@ -236,6 +237,22 @@ def test_dense_blocks_are_by_source_on_a_gpu(monkeypatch):
   assert widths() == {6, 22, 18, 14, 10}  # 4 x 4 + 6, then 4 fewer each time, 6 in the end
 
 
+@pytest.mark.parametrize(
+  "devices, features, growth, convolutions", [(1, 32, 32, 2), (1, 32, 16, 21), (8, 32, 32, 21)]
+)
+def test_dense_blocks_are_winograds_on_one_cpu(
+  devices, features, growth, convolutions, monkeypatch
+):
+  """Then only the first and the last convolution are left; narrow ones would not gain."""
+  monkeypatch.setattr(jax, "device_count", lambda: devices)
+  jax.clear_caches()
+  lr = jnp.zeros((1, 8, 8, 3))
+  net = RRDBNet(features=features, blocks=1, growth=growth)
+  variables = jax.eval_shape(lambda: net.init(jax.random.key(0), lr, train=False))
+  program = jax.jit(lambda v: net.apply(v, lr, train=False)).lower(variables).as_text()
+  assert program.count("stablehlo.convolution") == convolutions
+
+
 def body_loops(net, *, train):
   """Whether the program has a loop over the blocks, in the forward and in the gradient."""
   lr = jnp.zeros((1, 4, 4, 3))
@@ -252,6 +269,12 @@ def test_training_on_a_cpu_unrolls_and_all_else_loops(monkeypatch):
   assert not body_loops(net, train=True)
   assert body_loops(net, train=False)
   assert body_loops(RRDBNet(features=4, growth=4, blocks=2, unroll=1), train=True)
+  # Winograd's form has other loops too, so count: those of the first and the last layer, no more.
+  net = RRDBNet(features=4, growth=4, blocks=3, dense="winograd")
+  lr = jnp.zeros((1, 4, 4, 3))
+  variables = jax.eval_shape(lambda: net.init(jax.random.key(0), lr, train=False))
+  loss = jax.grad(lambda v: jnp.sum(net.apply(v, lr, train=True)))
+  assert jax.jit(loss).lower(variables).as_text().count("stablehlo.convolution") == 4
   monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
   assert body_loops(net, train=True)
 
@@ -368,7 +391,7 @@ def test_height_and_width_can_stay_unknown(name):
     (lambda: ResidualNet(unroll=-1), "unroll=-1 must be 0"),
     (
       lambda: RRDBNet(dense="fast"),
-      "RRDBNet: dense='fast' must be one of concat, by_source, or ''",
+      "RRDBNet: dense='fast' must be one of concat, by_source, winograd, or ''",
     ),
   ],
 )

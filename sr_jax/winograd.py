@@ -1,0 +1,321 @@
+"""3x3 convolutions and ESRGAN's dense block by Winograd's minimal filtering, for CPUs.
+
+Lavin & Gray, "Fast Algorithms for Convolutional Neural Networks" (2016), section 4.1, F(2x2, 3x3):
+a tile of 2x2 outputs is Y = A^T [(G g G^T) * (B^T d B)] A, of the kernel g and the 4x4 inputs d; 4
+multiplications an output, not 9. Summed over channels the product is 16 matrix products, and so are
+the gradients: the input's is the same convolution with the kernel turned around, the kernel's is
+G^T [(B^T d B) * (A dY A^T)] G, summed over the tiles.
+
+XLA's convolutions on a CPU reach half the rate of its matrix products, and its weight gradients are
+15 to 30 times slower in a loop than out of it; matrix products are not. docs/cpu.md has the times.
+"""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+B_T = ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1))
+G = ((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1))
+A_T = ((1, 1, 1, 0), (0, 1, -1, -1))
+# The rows of G in the order that they have for a kernel turned around.
+TURNED = (3, 1, 2, 0)
+
+# What is worked on at a time should stay in the caches: the tiles of the images of a chunk, and the
+# bytes of a pass over them, of transformed input and output together.
+CHUNK_TILES = 512
+PASS_BYTES = 16 * 2**20
+
+# Images of so many pixels are convolved directly: XLA uses all cores for them, of smaller ones one.
+DIRECT_PIXELS = 128 * 128
+
+SLOPE = 0.2  # of the leaky ReLU
+
+Grid = list[list[jax.Array]]
+
+
+@jax.custom_vjp
+def conv3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  """Convolves with stride 1 and zeros around.
+
+  Computes in float32 whatever x's dtype; equal to a direct convolution but for rounding, 1e-6 of
+  the largest output. It has reverse-mode derivatives only.
+
+  Args:
+    x: [N, H, W, C].
+    kernel: [3, 3, C, F].
+
+  Returns:
+    [N, H, W, F] in x's dtype.
+  """
+  return _conv3x3(x, kernel)
+
+
+def _conv3x3(x: jax.Array, kernel: jax.Array, turn: bool = False) -> jax.Array:
+  if x.shape[1] * x.shape[2] >= DIRECT_PIXELS:
+    kernel = jnp.flip(kernel, (0, 1)).swapaxes(2, 3) if turn else kernel
+    y = lax.conv_general_dilated(
+      x.astype(jnp.float32), kernel.astype(jnp.float32), (1, 1), ((1, 1), (1, 1)),
+      dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )  # fmt: skip
+  else:
+    grid = _transform_kernel(kernel)
+    grid = _turn(grid) if turn else grid
+    y = _join(lax.map(lambda x: _convolve(x, grid), _chunks(x)))
+  return y.astype(x.dtype)
+
+
+def _conv3x3_forward(x, kernel):
+  return _conv3x3(x, kernel), (x, kernel)
+
+
+def _conv3x3_backward(inputs, gradient: jax.Array):
+  x, kernel = inputs
+
+  def add(total: jax.Array, chunk: tuple[jax.Array, jax.Array]):
+    return total + _kernel_gradient(*chunk), None
+
+  zeros = jnp.zeros(kernel.shape, jnp.float32)
+  total, _ = lax.scan(add, zeros, (_chunks(x), _chunks(gradient)))
+  return _conv3x3(gradient, kernel, turn=True), total.astype(kernel.dtype)
+
+
+conv3x3.defvjp(_conv3x3_forward, _conv3x3_backward)
+
+
+@jax.custom_vjp
+def dense_block(
+  x: jax.Array, kernels: Sequence[jax.Array], biases: Sequence[jax.Array]
+) -> jax.Array:
+  """Five 3x3 convolutions, each of x and all outputs before it; leaky ReLUs but after the last.
+
+  Computes in float32 whatever x's dtype, which the outputs are kept in; equal to direct
+  convolutions but for rounding, 1e-6 of the largest output. It has reverse-mode derivatives only.
+
+  Args:
+    x: [N, H, W, C].
+    kernels: [3, 3, C, F], [3, 3, C + F, F], ..., [3, 3, C + 4 F, C], float32.
+    biases: [F] four times, [C].
+
+  Returns:
+    [N, H, W, C], in x's dtype.
+  """
+  grids = _by_source(kernels)
+  return _join(lax.map(lambda x: _outputs(x, grids, biases)[5], _chunks(x)))
+
+
+def _outputs(x: jax.Array, grids: Sequence[Grid], biases: Sequence[jax.Array]) -> list[jax.Array]:
+  """Returns x and the output of each layer."""
+  outputs, sums = [x], [bias.reshape(1, 1, 1, -1) for bias in biases]
+  for i, grid in enumerate(grids):
+    part = _convolve(outputs[i], grid)
+    ends = [sum(len(bias) for bias in biases[i:j]) for j in range(i + 1, 5)]
+    sums[i:] = [a + b for a, b in zip(sums[i:], jnp.split(part, ends, axis=-1), strict=True)]
+    y = sums[i]
+    outputs.append((jnp.where(y > 0, y, SLOPE * y) if i < 4 else y).astype(x.dtype))
+  return outputs
+
+
+def _forward(x, kernels, biases):
+  grids = _by_source(kernels)
+
+  def block(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    *sources, y = _outputs(x, grids, biases)
+    return y, jnp.concatenate(sources, axis=-1)
+
+  y, sources = _join(lax.map(block, _chunks(x)))
+  return y, (sources, kernels, biases)
+
+
+def _backward(residuals, gradient: jax.Array):
+  sources, kernels, biases = residuals
+  widths = [len(bias) for bias in biases]
+  channels = kernels[0].shape[2]
+  starts = [0, *(channels + sum(widths[:i]) for i in range(5))]
+  turned = [_turn(_transform_kernel(kernel)) for kernel in kernels]
+
+  def block(total, inputs: tuple[jax.Array, jax.Array]):
+    sources, gradient = inputs
+    wanted = [jnp.zeros((), jnp.float32)] * 5  # the gradient of each source
+    gradients = [gradient.astype(jnp.float32)]
+    for i in reversed(range(5)):
+      parts = jnp.split(_convolve(gradients[0], turned[i]), starts[1 : i + 1], axis=-1)
+      wanted[: i + 1] = [a + b for a, b in zip(wanted, parts, strict=False)]
+      if i:
+        positive = sources[..., starts[i] : starts[i + 1]] > 0
+        gradients.insert(0, jnp.where(positive, wanted[i], SLOPE * wanted[i]))
+    all_gradients = jnp.concatenate(gradients, axis=-1)
+    part = _kernel_gradient(sources, all_gradients), all_gradients.sum((0, 1, 2))
+    return jax.tree.map(jnp.add, total, part), wanted[0].astype(sources.dtype)
+
+  count = sum(widths)
+  zeros = jnp.zeros((3, 3, starts[5], count)), jnp.zeros(count)
+  (kernel, bias), x = lax.scan(block, zeros, (_chunks(sources), _chunks(gradient)))
+  begins = [sum(widths[:i]) for i in range(5)]
+  return (
+    _join(x),
+    [kernel[:, :, : starts[i + 1], begins[i] : begins[i] + widths[i]] for i in range(5)],
+    [bias[begins[i] : begins[i] + widths[i]] for i in range(5)],
+  )
+
+
+dense_block.defvjp(_forward, _backward)
+
+
+def _by_source(kernels: Sequence[jax.Array]) -> list[Grid]:
+  """For x and each output, the transformed kernels of all layers that ask for it, side by side."""
+  channels, growth = kernels[0].shape[2:]
+  starts = [0, *(channels + i * growth for i in range(5))]
+  grids = []
+  for i in range(5):
+    wanted = [kernel[:, :, starts[i] : starts[i + 1]] for kernel in kernels[i:]]
+    grids.append(_transform_kernel(jnp.concatenate(wanted, axis=-1)))
+  return grids
+
+
+def _chunks(x: jax.Array) -> jax.Array:
+  """[N, H, W, C] -> [chunks, N / chunks, H, W, C]."""
+  n, h, w, _ = x.shape
+  images = max(1, CHUNK_TILES // (-(-h // 2) * -(-w // 2)))
+  images = max(k for k in range(1, min(n, images) + 1) if n % k == 0)
+  return x.reshape(n // images, images, *x.shape[1:])
+
+
+def _join(chunks):
+  return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), chunks)
+
+
+def _convolve(x: jax.Array, kernel: Grid) -> jax.Array:
+  """Convolves x [N, H, W, C] with a transformed kernel, 4 x 4 of [C, F]: [N, H, W, F], float32."""
+  n, h, w, _ = x.shape
+  features = kernel[0][0].shape[1]
+  rows, passes = _passes(x.shape, features)
+
+  def strip(padded: jax.Array) -> jax.Array:
+    tiles = _transform_input(padded)
+    product = [[_dot(tiles[i][j], kernel[i][j]) for j in range(4)] for i in range(4)]
+    y = _on_both_sides(A_T, product)
+    y = jnp.stack([jnp.stack(row, axis=3) for row in y], axis=2)  # [N, h/2, 2, w/2, 2, F]
+    return y.reshape(n, y.shape[1] * 2, y.shape[3] * 2, features)
+
+  padded = _pad(x, rows * passes)
+  if passes == 1:
+    return strip(padded)[:, :h, :w]
+
+  def advance(now: jax.Array, i: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return _rows(padded, i + 1, rows, halo=2), strip(now)
+
+  _, y = lax.scan(advance, _rows(padded, 0, rows, halo=2), jnp.arange(passes))
+  y = y.swapaxes(0, 1).reshape(n, 2 * rows * passes, -1, features)
+  return y[:, :h, :w]
+
+
+def _kernel_gradient(x: jax.Array, gradient: jax.Array) -> jax.Array:
+  """Sums over all tiles: [3, 3, C, F] of x [N, H, W, C] and the output's gradient [N, H, W, F]."""
+  n, h, w, c = x.shape
+  features = gradient.shape[-1]
+  rows, passes = _passes(x.shape, features)
+  x = _pad(x, rows * passes)
+  gradient = jnp.pad(gradient, ((0, 0), (0, 2 * rows * passes - h), (0, w % 2), (0, 0)))
+
+  def strip(x: jax.Array, gradient: jax.Array) -> Grid:
+    tiles = _transform_input(x)
+    h, w = gradient.shape[1] // 2, gradient.shape[2] // 2
+    g = [[_every_second(gradient, i, j, h, w) for j in range(2)] for i in range(2)]
+    g = _on_both_sides(_transposed(A_T), g)
+    return [[_tile_sum(tiles[i][j], g[i][j]) for j in range(4)] for i in range(4)]
+
+  if passes == 1:
+    total = strip(x, gradient)
+  else:
+
+    def rows_of(i: jax.Array | int) -> tuple[jax.Array, jax.Array]:
+      return _rows(x, i, rows, halo=2), _rows(gradient, i, rows)
+
+    def add(carry, i: jax.Array):
+      total, now = carry
+      return (jax.tree.map(jnp.add, total, strip(*now)), rows_of(i + 1)), None
+
+    zeros = [[jnp.zeros((c, features))] * 4] * 4
+    (total, _), _ = lax.scan(add, (zeros, rows_of(0)), jnp.arange(passes))
+  return jnp.stack([jnp.stack(row) for row in _on_both_sides(_transposed(G), total)])
+
+
+def _passes(shape: tuple[int, ...], features: int) -> tuple[int, int]:
+  """Returns the rows of tiles in a pass over the images, and the passes."""
+  n, h, w, c = shape
+  total = -(-h // 2)
+  row_bytes = 16 * 4 * n * -(-w // 2) * (c + features)
+  passes = math.ceil(total / max(1, PASS_BYTES // row_bytes))
+  return math.ceil(total / passes), passes
+
+
+def _pad(x: jax.Array, rows: int) -> jax.Array:
+  """Zeros around x [N, H, W, C], to so many rows of tiles and whole tiles across."""
+  _, h, w, _ = x.shape
+  return jnp.pad(x, ((0, 0), (1, 2 * rows - h + 1), (1, w % 2 + 1), (0, 0)))
+
+
+def _rows(x: jax.Array, i: jax.Array | int, rows: int, halo: int = 0) -> jax.Array:
+  """The image's rows that pass i needs; beyond the last pass any."""
+  return lax.dynamic_slice_in_dim(x, 2 * rows * i, 2 * rows + halo, axis=1)
+
+
+def _every_second(x: jax.Array, i: int, j: int, h: int, w: int) -> jax.Array:
+  """h rows i, i + 2, ... and w columns j, j + 2, ... of x [N, H, W, C], in float32."""
+  n, _, _, c = x.shape
+  part = lax.slice(x, (0, i, j, 0), (n, i + 2 * h - 1, j + 2 * w - 1, c), (1, 2, 2, 1))
+  return part.astype(jnp.float32)
+
+
+def _transform_kernel(kernel: jax.Array) -> Grid:
+  """G g G^T of kernel [3, 3, C, F]: 4 x 4 of [C, F]."""
+  g = kernel.astype(jnp.float32)
+  return _on_both_sides(G, [[g[i, j] for j in range(3)] for i in range(3)])
+
+
+def _turn(grid: Grid) -> Grid:
+  """The transformed kernel of the input's gradient: rows, columns and channels the other way."""
+  return [[grid[i][j].T for j in TURNED] for i in TURNED]
+
+
+def _transform_input(padded: jax.Array) -> Grid:
+  """B^T d B of all tiles: padded [N, 2 h + 2, 2 w + 2, C] -> 4 x 4 of [N, h, w, C]."""
+  h, w = padded.shape[1] // 2 - 1, padded.shape[2] // 2 - 1
+  tiles = [[_every_second(padded, i, j, h, w) for j in range(4)] for i in range(4)]
+  return _on_both_sides(B_T, tiles)
+
+
+def _dot(tiles: jax.Array, kernel: jax.Array) -> jax.Array:
+  return lax.dot_general(tiles, kernel, (((3,), (0,)), ((), ())))
+
+
+def _tile_sum(a: jax.Array, b: jax.Array) -> jax.Array:
+  """a^T b over all tiles; as matrices, or XLA's CPU backend would write a transposed copy of a."""
+  a, b = a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1])
+  return lax.dot_general(a, b, (((0,), (0,)), ((), ())))
+
+
+def _transposed(matrix):
+  return tuple(zip(*matrix, strict=True))
+
+
+def _on_both_sides(matrix, grid: Grid) -> Grid:
+  """M X M^T of a grid of arrays, by sums: no multiplication with 0 or 1."""
+  left = [[_combine(row, column) for column in zip(*grid, strict=True)] for row in matrix]
+  return [[_combine(row, line) for row in matrix] for line in left]
+
+
+def _combine(weights, arrays) -> jax.Array:
+  total = None
+  for weight, array in zip(weights, arrays, strict=True):
+    if weight == 0:
+      continue
+    term = array if abs(weight) == 1 else abs(weight) * array
+    if total is None:
+      total = term if weight > 0 else -term
+    else:
+      total = total + term if weight > 0 else total - term
+  return total
