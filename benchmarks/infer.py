@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> None:
   generators = side_by_side.parse_generators(args.generator, default)
   networks = {"generator": {key: generators[0][key] for key in default}}
   dtypes = side_by_side.choose("--dtype", args.dtype, ("float32", "bfloat16"))
-  rows = side_by_side.jax_rows(dtypes, generators, default)
+  rows = side_by_side.jax_rows(dtypes, generators, default, args.environment)
   rows += side_by_side.torch_rows(args.torch, args.quick)
   for engine, dtype in (
     ("onnxruntime", "float32"), ("openvino", "float32"), ("openvino", "bfloat16")

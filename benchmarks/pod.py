@@ -1,17 +1,22 @@
-"""What a recipe's step is on a pod: compiled for its chips by TPU's own compiler, without a TPU.
+"""What a recipe's step is on a pod or a GPU: compiled for its chips, without one of them.
 
   python -m benchmarks.pod --topology v5e:16x16 [--config configs/esrgan.py] [--crops 4] [--quick]
+  python -m benchmarks.pod --topology h100 --config configs/esrgan.py:basicsr --crops 64
 
 Prints what a chip holds and computes in a step, how long the compiler took, and every message
-between the chips, from the compiled program: nothing here is a time of a step. Needs the package
-libtpu of jax's version (Linux x86_64), installed, or beside the others with its library named by
-TPU_LIBRARY_PATH.
+between the chips, from the compiled program: nothing here is a time of a step.
+
+For a TPU it needs the package libtpu of jax's version (Linux x86_64), installed, or beside the
+others with its library named by TPU_LIBRARY_PATH. For H100s, 'h100' or 'h100:COUNT' of one host, it
+needs the packages jax-cuda12-plugin and jax-cuda12-pjrt of jax's version and nvidia-cuda-nvcc-cu12;
+none of CUDA's libraries, since kernels are not chosen by trying them (a GPU would).
 """
 
 import argparse
 import importlib
 import json
 import os
+import pathlib
 import re
 import sys
 import time
@@ -30,6 +35,35 @@ from sr_jax import vgg
 
 KINDS = "all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all"
 BYTES = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "s8": 1, "u8": 1, "pred": 1}
+
+
+# What XLA's GPU compiler has to know of an NVIDIA H100 SXM: a stream_executor.GpuTargetConfigProto.
+H100 = """
+platform_name: "CUDA"
+device_description_str: "NVIDIA H100 80GB HBM3"
+runtime_version { major: 12 minor: 9 }
+dnn_version_info { major: 9 minor: 10 }
+gpu_device_info {
+  cuda_compute_capability { major: 9 }
+  core_count: 132
+  fpus_per_core: 128
+  clock_rate_ghz: 1.98
+  threads_per_warp: 32
+  threads_per_block_limit: 1024
+  threads_per_core_limit: 2048
+  registers_per_block_limit: 65536
+  registers_per_core_limit: 65536
+  shared_memory_per_block: 49152
+  shared_memory_per_block_optin: 232448
+  shared_memory_per_core: 233472
+  block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535
+  block_dim_limit_z: 65535
+  l2_cache_size: 52428800
+  memory_bandwidth: 3352320000000
+  device_memory_size: 84929347584
+}
+"""
 
 
 class Message(NamedTuple):
@@ -84,15 +118,14 @@ def compile_step(config: Any, topology: str, crops: int) -> tuple[Any, train.Sta
   Returns:
     The compiled step, the stage, and the seconds that compiling took.
   """
-  # The compiler is asked for by name. As a backend it would look for a TPU, and for a cloud.
-  jax.config.update("jax_platforms", "cpu")
-  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-  os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip is taken that others may need
-  devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+  devices = find_devices(topology)
+  dense = "by_source" if devices[0].platform == "gpu" else "concat"
   with config.unlocked():
     config.data.batch_size = crops * len(devices)
     # Left out they are chosen for the backend, and that is the CPU here.
-    config.generator.kwargs.update(unroll=1, dense="concat")
+    config.generator.kwargs.unroll = config.generator.kwargs.unroll or 1
+    if config.generator.name == "rrdbnet":
+      config.generator.kwargs.dense = config.generator.kwargs.dense or dense
   stage = train.Stage(config, "no such run")
   stage.mesh = sharding.create_mesh(devices)
   weights = None
@@ -108,6 +141,39 @@ def compile_step(config: Any, topology: str, crops: int) -> tuple[Any, train.Sta
   lowered = step.lower(stage.abstract, batch, weights.params if weights else None)
   begin = time.monotonic()
   return lowered.compile(), stage, time.monotonic() - begin
+
+
+def find_devices(topology: str) -> list[Any]:
+  """Returns devices that are not there, of a compiler that is; 'h100:8', or libtpu's 'v5e:4x4'.
+
+  Raises:
+    ImportError: what is to be installed.
+  """
+  # The compiler is asked for by name. As a backend it would look for a chip, and for a cloud.
+  jax.config.update("jax_platforms", "cpu")
+  chip, _, count = topology.partition(":")
+  if chip != "h100":
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault(
+      "ALLOW_MULTIPLE_LIBTPU_LOAD", "1"
+    )  # no chip is taken that others may need
+    return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+  try:
+    nvcc = importlib.import_module("nvidia.cuda_nvcc")
+    importlib.import_module("jax_plugins.xla_cuda12")
+  except ImportError as error:
+    packages = f"jax-cuda12-plugin=={jax.__version__} jax-cuda12-pjrt=={jax.__version__}"
+    raise ImportError(
+      f"the compiler for --topology={topology} is not installed ({error}); try pip install "
+      f"--no-deps {packages} nvidia-cuda-nvcc-cu12"
+    ) from error
+  tools = pathlib.Path(next(iter(nvcc.__path__)))
+  flags = f"--xla_gpu_autotune_level=0 --xla_gpu_cuda_data_dir={tools}"
+  os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
+  description = topologies.get_topology_desc(
+    topology, "cuda", target_config=H100, topology=f"1x1x{count or 1}"
+  )
+  return description.devices
 
 
 def describe(config: Any, topology: str, crops: int) -> dict[str, Any]:
@@ -140,7 +206,9 @@ def describe(config: Any, topology: str, crops: int) -> dict[str, Any]:
 
 def main(argv: Sequence[str]) -> None:
   parser = argparse.ArgumentParser(prog="python -m benchmarks.pod", description=__doc__)
-  parser.add_argument("--topology", default="v5e:16x16", help="chips, as libtpu names them")
+  parser.add_argument(
+    "--topology", default="v5e:16x16", help="chips, as libtpu names them, or h100[:COUNT]"
+  )
   parser.add_argument("--config", default="configs/esrgan.py", help="FILE[:variant]")
   parser.add_argument("--crops", type=int, default=1, help="of a chip")
   parser.add_argument("--dtype", default="", help="instead of the recipe's")

@@ -125,7 +125,8 @@ class Worker:
   def __init__(self, row: Mapping[str, Any], environment: Mapping[str, str] | None = None):
     self._log = tempfile.TemporaryFile("w+")
     # The card is shared by living workers: JAX must not take three quarters of it at its start.
-    env = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ, **(environment or {})}
+    env = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ, **row.get("environment", {})}
+    env |= environment or {}
     self._process = subprocess.Popen(
       [sys.executable, "-m", "benchmarks.side_by_side"],
       stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True, cwd=ROOT, env=env,
@@ -339,6 +340,10 @@ def add_arguments(parser: argparse.ArgumentParser, *, seconds: float) -> None:
     "--generator", action="append", metavar="FIELD=VALUE,...",
     help="fields of RRDBNet over 64, 23, 32; given twice, two ways side by side",
   )  # fmt: skip
+  parser.add_argument(
+    "--environment", action="append", default=[], metavar="NAME=VALUE",
+    help="sr_jax's rows once more with it, as XLA_FLAGS=... or GLIBC_TUNABLES=...",
+  )  # fmt: skip
   parser.add_argument("--rounds", type=int, default=5)
   parser.add_argument(
     "--seconds", type=float, default=seconds, help="a row and round, one step at least"
@@ -374,14 +379,32 @@ def parse_generators(texts: Sequence[str], default: Mapping[str, int]) -> list[d
   return parsed
 
 
-def jax_rows(dtypes: Sequence[str], generators: Sequence[dict[str, Any]], default) -> list[dict]:
-  """A row for each dtype and way to compute the generator."""
+def jax_rows(
+  dtypes: Sequence[str],
+  generators: Sequence[dict[str, Any]],
+  default: Mapping[str, int],
+  environments: Sequence[str] = (),
+) -> list[dict]:
+  """A row for each dtype and way to compute the generator, as it is and in each environment.
+
+  Raises:
+    ValueError: an environment that is not 'NAME=VALUE'.
+  """
   rows = []
   for dtype in dtypes:
     for generator in generators:
       how = {key: value for key, value in generator.items() if key not in default}
       words = ["sr_jax", dtype, *(f"{key}={value}" for key, value in how.items())]
-      rows.append({"name": " ".join(words), "framework": "jax", "dtype": dtype, "generator": how})
+      for text in ("", *environments):
+        name, equals, value = text.partition("=")
+        if text and not (name and equals):
+          raise ValueError(
+            f"--environment={text} must be NAME=VALUE; try "
+            "--environment=XLA_FLAGS=--xla_gpu_graph_min_graph_size=1"
+          )
+        row = {"framework": "jax", "dtype": dtype, "generator": how}
+        row |= {"environment": {name: value}} if text else {}
+        rows.append({"name": " ".join([*words, *filter(None, [text])]), **row})
   return rows
 
 

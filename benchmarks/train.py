@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> None:
   }
   steps = side_by_side.choose("--what", args.what, ("gan", "psnr"))
   dtypes = side_by_side.choose("--dtype", args.dtype, ("float32", "bfloat16"))
-  rows = side_by_side.jax_rows(dtypes, generators, default)
+  rows = side_by_side.jax_rows(dtypes, generators, default, args.environment)
   rows += side_by_side.torch_rows(args.torch, args.quick)
   machine = side_by_side.machine()
   print(

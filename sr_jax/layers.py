@@ -4,6 +4,7 @@ Every convolution of a network is a linen `nn.Conv`, so that its calls can be in
 outside. The networks themselves are in `generators.py` and `discriminators.py`.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -185,9 +186,26 @@ def batch_norm(x: jax.Array, *, train: bool, name: str, dtype: Any = jnp.float32
   )(x)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def leaky_relu(x: jax.Array, slope: float = 0.2) -> jax.Array:
-  """x where positive, else slope * x; the derivative at 0 is the slope, as in PyTorch."""
+  """x where positive, else slope * x; the derivative at 0 is the slope, as in PyTorch.
+
+  The backward pass reads the signs from the output, which the next convolution keeps anyway: a mask
+  would take a byte of memory a value. It has reverse-mode derivatives only.
+  """
   return jnp.where(x > 0, x, slope * x)
+
+
+def _leaky_relu_forward(x: jax.Array, slope: float) -> tuple[jax.Array, jax.Array]:
+  y = leaky_relu(x, slope)
+  return y, y
+
+
+def _leaky_relu_backward(slope: float, y: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
+  return (jnp.where(y > 0, gradient, slope * gradient),)
+
+
+leaky_relu.defvjp(_leaky_relu_forward, _leaky_relu_backward)
 
 
 class PReLU(nn.Module):

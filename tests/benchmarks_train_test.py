@@ -277,10 +277,21 @@ def test_generator_fields_are_parsed_and_two_ways_make_two_rows():
   assert names == ["sr_jax bfloat16 remat=True", "sr_jax bfloat16 dense=by_source"]
 
 
+def test_rows_once_more_in_another_environment():
+  plain, row = side_by_side.jax_rows(["float32"], [{}], {}, ["JAX_PLATFORMS=nonsense"])
+  assert plain["name"] == "sr_jax float32" and "environment" not in plain
+  assert row["name"] == "sr_jax float32 JAX_PLATFORMS=nonsense"
+  worker = side_by_side.Worker(row)
+  case = {"what": "psnr", "batch_size": 1, "hr_patch": 32, "networks": NETWORKS}
+  assert "nonsense" in worker.ask(case=case, seconds=0.01)["error"]
+  worker.close()
+
+
 @pytest.mark.parametrize(
   ("argv", "message"),
   [
     (["--generator", "scale=2"], "'scale=2' must be FIELD=VALUE"),
+    (["--environment", "XLA_FLAGS"], "--environment=XLA_FLAGS must be NAME=VALUE"),
     (["--generator", "blocks"], "'blocks' must be FIELD=VALUE"),
     (["--generator", "blocks=6", "--generator", "blocks=7"], "must agree in features, blocks"),
     (["--dtype", "float16"], "'float16' must be one of float32, bfloat16"),

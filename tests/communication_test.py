@@ -130,3 +130,31 @@ def test_on_a_tpu_each_gradient_crosses_once(on_a_tpu):
   # in networks an eighth as wide as the real ones, whose kernels are 64 times as large.
   rest = on_a_tpu["sent_bytes"] - on_a_tpu["gradient_bytes"]
   assert 0 < rest < 0.02 * on_a_tpu["gradient_bytes"]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_for_a_gpu_it_is_compiled_without_one(count):
+  packages = os.environ.get("SR_JAX_CUDA_COMPILER", "")
+  if not packages:
+    pytest.skip(
+      "SR_JAX_CUDA_COMPILER does not name a folder of pip install --no-deps --target FOLDER "
+      f"jax-cuda12-plugin=={jax.__version__} jax-cuda12-pjrt=={jax.__version__} "
+      "nvidia-cuda-nvcc-cu12"
+    )
+  result = subprocess.run(
+    [sys.executable, "-m", "benchmarks.pod", "--quick", "--topology", f"h100:{count}"],
+    cwd=ROOT, env={**os.environ, "XLA_FLAGS": "", "PYTHONPATH": packages}, capture_output=True,
+    text=True,
+  )  # fmt: skip
+  assert result.returncode == 0, result.stderr[-3000:]
+  lines = [line.partition(": ") for line in result.stdout.splitlines()]
+  said = {key: json.loads(value) for key, colon, value in lines if colon}
+  assert said["chip"] == "NVIDIA H100 80GB HBM3" and said["chips"] == count
+  assert said["kinds"] == ["all-reduce"] * (count > 1)
+  assert said["temporary_bytes"] > 1e6
+
+
+def test_without_the_compiler_it_says_what_to_install(monkeypatch):
+  monkeypatch.setitem(sys.modules, "jax_plugins.xla_cuda12", None)
+  with pytest.raises(ImportError, match="pip install --no-deps jax-cuda12-plugin=="):
+    pod.find_devices("h100")

@@ -149,3 +149,13 @@ def test_upsampling(torch, r):
   np.testing.assert_array_equal(layers.upsample_nearest(x, r), nhwc(expected))
   expected = interpolate(nchw(torch, x), scale_factor=r, mode="bilinear", align_corners=False)
   np.testing.assert_allclose(layers.upsample_bilinear(x, r), nhwc(expected), atol=1e-5)
+
+
+@pytest.mark.parametrize("slope", [0.2, 0.0])
+def test_leaky_relu_is_pytorchs_and_keeps_no_mask(slope):
+  x = jnp.array([-3.0, -0.0, 0.0, 1e-30, 2.0])
+  y, back = jax.vjp(lambda x: layers.leaky_relu(x, slope), x)
+  np.testing.assert_array_equal(y, jnp.where(x > 0, x, slope * x))
+  np.testing.assert_array_equal(back(jnp.full(5, 10.0))[0], [10 * slope] * 3 + [10, 10])
+  kept = [leaf for leaf in jax.tree.leaves(back) if getattr(leaf, "size", 0) == 5]
+  assert [leaf.dtype for leaf in kept] == [jnp.float32]  # the output itself
