@@ -28,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import topologies
 
+from benchmarks import side_by_side
 from sr_jax import cli
 from sr_jax import sharding
 from sr_jax import train
@@ -212,6 +213,12 @@ def main(argv: Sequence[str]) -> None:
   parser.add_argument("--config", default="configs/esrgan.py", help="FILE[:variant]")
   parser.add_argument("--crops", type=int, default=1, help="of a chip")
   parser.add_argument("--dtype", default="", help="instead of the recipe's")
+  parser.add_argument(
+    "--generator",
+    default="",
+    metavar="FIELD=VALUE,...",
+    help="fields of the network, as remat=true",
+  )
   parser.add_argument("--quick", action="store_true", help="a small network, in a minute")
   parser.add_argument("--all", action="store_true", help="each array that is sent, too")
   args = parser.parse_args(argv)
@@ -220,6 +227,7 @@ def main(argv: Sequence[str]) -> None:
   config = module.get_config(variant)
   if args.dtype:
     config.dtype = args.dtype
+  config.generator.kwargs.update(side_by_side.parse_generators([args.generator], {})[0])
   if args.quick:
     shrink(config)
   for key, value in describe(config, args.topology, args.crops).items():

@@ -13,6 +13,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # A module imports only from the groups before its own, or from the ones named beside it.
 GROUPS = [
   {
+    "winograd",
     "layers",
     "generators",
     "discriminators",
@@ -42,6 +43,8 @@ GROUPS = [
   {"main"},
 ]
 WITHIN_A_GROUP = {
+  ("layers", "winograd"),
+  ("generators", "winograd"),
   ("generators", "layers"),
   ("discriminators", "layers"),
   ("vgg", "weight_files"),

@@ -33,7 +33,7 @@ def test_a_short_run_in_both(tmp_path, capsys):
   arguments = [
     "--config=configs/esrgan_psnr.py:demo", "--source=skimage:train", "--held_out=skimage:test",
     "--steps=2", "--every=1", f"--output={tmp_path}", "--config.eval.max_images=1",
-    "--config.data.hr_patch=16", "--config.data.batch_size=2", "--config.log.tensorboard=False",
+    "--config.data.hr_patch=16", "--config.data.batch_size=8", "--config.log.tensorboard=False",
     "--config.data.input=device",
   ]  # fmt: skip
   small = {"features": 4, "growth": 4, "blocks": 1}

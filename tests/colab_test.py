@@ -272,6 +272,7 @@ print("compiled", compiled, evaluate._make_forward(network)._cache_size())
 """
 
 
+@pytest.mark.slow
 def test_runs_in_a_checkout(photographs, tmp_path):
   """As it is: TensorFlow where it is installed, the slider, scikit-image's astronaut."""
   pytest.importorskip("ipywidgets", reason="pip install ipywidgets")

@@ -890,6 +890,7 @@ def _checkpoints(run: pathlib.Path) -> list[int]:
   return sorted(int(path.name) for path in (run / "checkpoints").iterdir())
 
 
+@pytest.mark.slow
 def test_sbatch_trains_three_steps_in_two_processes(slurm):
   run = slurm.folder / "run"
   status, output = slurm.run(*slurm.training(run, 3))

@@ -163,6 +163,7 @@ for step, (a, b) in enumerate(zip(one, eight, strict=True)):
 """
 
 
+@pytest.mark.slow
 def test_in_float64_one_device_and_eight_are_the_same_run_at_the_papers_rate():
   root = pathlib.Path(__file__).resolve().parent.parent
   environment = {**os.environ, "PYTHONPATH": str(root)}
