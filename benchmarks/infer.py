@@ -38,6 +38,9 @@ def main(argv: Sequence[str]) -> None:
   parser.add_argument("--size", default="64,128", help="sides of square LR images")
   parser.add_argument("--batch_size", default="1", help="one or more")
   side_by_side.add_arguments(parser, seconds=1)
+  parser.add_argument(
+    "--engines", default="onnxruntime,openvino", help="to time beside on a CPU, or none"
+  )
   parser.add_argument("--scaling", action="store_true", help="batches 1..256, LR sizes 64..2048")
   parser.add_argument(
     "--limit", type=float, default=5, help="seconds an upscaling may take for --scaling to go on"
@@ -52,11 +55,12 @@ def main(argv: Sequence[str]) -> None:
   dtypes = side_by_side.choose("--dtype", args.dtype, ("float32", "bfloat16"))
   rows = side_by_side.jax_rows(dtypes, generators, default, args.environment)
   rows += side_by_side.torch_rows(args.torch, args.quick)
-  for engine, dtype in (
-    ("onnxruntime", "float32"), ("openvino", "float32"), ("openvino", "bfloat16")
-  ):  # fmt: skip
-    if dtype in dtypes:
-      rows.append({"name": f"{engine} {dtype}", "framework": engine, "dtype": dtype})
+  known = {"onnxruntime": ["float32"], "openvino": ["float32", "bfloat16"]}
+  engines = [] if args.engines == "none" else side_by_side.choose("--engines", args.engines, known)
+  for engine in engines:
+    for dtype in known[engine]:
+      if dtype in dtypes:
+        rows.append({"name": f"{engine} {dtype}", "framework": engine, "dtype": dtype})
   machine = side_by_side.machine()
   print(
     f"RRDBNet {networks['generator']}; {args.rounds} rounds in turns; {machine['cpu']}, "

@@ -88,6 +88,11 @@ def test_a_quick_upscaling_run_writes_cases_and_scaling(tmp_path, capsys):
   assert output.with_suffix(".png").exists() == side_by_side.has("matplotlib")
 
 
+def test_engines_to_time_beside_are_known_ones():
+  with pytest.raises(ValueError, match="'tensorrt' must be one of onnxruntime, openvino"):
+    infer.main(["--quick", "--engines", "tensorrt"])
+
+
 def test_without_torch_ours_is_measured_and_the_reason_printed(tmp_path, capsys, monkeypatch):
   find = side_by_side.has
   monkeypatch.setattr(side_by_side, "has", lambda module: module != "torch" and find(module))
