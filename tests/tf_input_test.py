@@ -111,10 +111,8 @@ def test_a_thousand_batches_leave_memory_and_files_flat(pack, kind):
   memory, files = np.array(samples).T
   assert np.ptp(files) <= 1  # the listing of them is one itself
   batch = 8 * 3 * (10 * 10 + 40 * 40)
-  # A batch kept in every ten would be 100 times this slope, in bytes a step.
-  slope = np.polyfit(np.arange(len(memory)) * 50, memory, 1)[0]
-  assert slope < batch / 50
-  assert memory[-5:].min() - memory[:5].min() < 30 * batch
+  # A batch kept in every ten would be five times this; a single jump may be another thread's.
+  assert np.median(np.diff(memory)) < batch
 
 
 def test_mistakes_are_named(pack):
