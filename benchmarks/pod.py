@@ -113,7 +113,7 @@ def compile_step(config: Any, topology: str, crops: int) -> tuple[Any, train.Sta
 
   Args:
     config: of configs/.
-    topology: of libtpu: 'v5e:16x16', 'v5p:4x4x4', ...
+    topology: as for `find_devices`.
     crops: of a chip.
 
   Returns:
@@ -155,9 +155,8 @@ def find_devices(topology: str) -> list[Any]:
   chip, _, count = topology.partition(":")
   if chip != "h100":
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault(
-      "ALLOW_MULTIPLE_LIBTPU_LOAD", "1"
-    )  # no chip is taken that others may need
+    # No chip is taken that others may need.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
   try:
     nvcc = importlib.import_module("nvidia.cuda_nvcc")
