@@ -22,7 +22,7 @@ from sr_jax.layers import (
   upsample_bilinear,
   upsample_nearest,
 )
-from sr_jax.winograd import dense_block
+from sr_jax.winograd import dense_block, kernels_by_source, sum_by_source
 
 # The factors of the upsampling layers, one after another, that make up a scale.
 UPSAMPLING = {1: (), 2: (2,), 3: (3,), 4: (2, 2), 8: (2, 2, 2)}
@@ -254,24 +254,19 @@ class _DenseBlock(nn.Module):
     return conv(y, x.shape[-1], name="conv5", init="msra", dtype=self.dtype)
 
   def _by_source(self, x: jax.Array) -> jax.Array:
-    """The same sums in another order: each output once, by all the kernels that will ask for it.
+    """The same sums in another order, by wider convolutions.
 
     A convolution that makes 192, 160, ... channels fills an accelerator better than one that makes
     32 of as many, and nothing is copied side by side.
     """
-    features = x.shape[-1]
-    widths = [self.growth] * 4 + [features]
-    starts = [0, *(features + i * self.growth for i in range(5))]  # of each source's channels
-    kernels, biases = self._parameters(features)
-    sums = [bias.astype(self.dtype).reshape(1, 1, 1, -1) for bias in biases]
-    source = x
-    for i in range(5):
-      wanted = [kernel[:, :, starts[i] : starts[i + 1]] for kernel in kernels[i:]]
-      part = apply_conv(source, jnp.concatenate(wanted, axis=-1), dtype=self.dtype)
-      ends = [sum(widths[i:j]) for j in range(i + 1, 5)]
-      sums[i:] = [a + b for a, b in zip(sums[i:], jnp.split(part, ends, axis=-1), strict=True)]
-      source = leaky_relu(sums[i])
-    return sums[4]
+    kernels, biases = self._parameters(x.shape[-1])
+    return sum_by_source(
+      x,
+      kernels_by_source(kernels),
+      [bias.astype(self.dtype) for bias in biases],
+      convolve=lambda source, kernel: apply_conv(source, kernel, dtype=self.dtype),
+      activate=leaky_relu,
+    )[5]
 
   def _winograd(self, x: jax.Array) -> jax.Array:
     """With fewer multiplications, in float32."""

@@ -11,7 +11,8 @@ XLA's convolutions on a CPU reach half the rate of its matrix products, and its 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -102,28 +103,27 @@ def dense_block(
   Returns:
     [N, H, W, C], in x's dtype.
   """
-  grids = _by_source(kernels)
-  return _join(lax.map(lambda x: _outputs(x, grids, biases)[5], _chunks(x)))
+  grids = [_transform_kernel(kernel) for kernel in kernels_by_source(kernels)]
+  return _join(lax.map(lambda x: _outputs(x, grids, biases)[5].astype(x.dtype), _chunks(x)))
 
 
 def _outputs(x: jax.Array, grids: Sequence[Grid], biases: Sequence[jax.Array]) -> list[jax.Array]:
-  """Returns x and the output of each layer."""
-  outputs, sums = [x], [bias.reshape(1, 1, 1, -1) for bias in biases]
-  for i, grid in enumerate(grids):
-    part = _convolve(outputs[i], grid)
-    ends = [sum(len(bias) for bias in biases[i:j]) for j in range(i + 1, 5)]
-    sums[i:] = [a + b for a, b in zip(sums[i:], jnp.split(part, ends, axis=-1), strict=True)]
-    y = sums[i]
-    outputs.append((jnp.where(y > 0, y, SLOPE * y) if i < 4 else y).astype(x.dtype))
-  return outputs
+  """Returns x and the output of each layer; the last is float32, the others are in x's dtype."""
+  return sum_by_source(
+    x,
+    grids,
+    biases,
+    convolve=_convolve,
+    activate=lambda y: jnp.where(y > 0, y, SLOPE * y).astype(x.dtype),
+  )
 
 
 def _forward(x, kernels, biases):
-  grids = _by_source(kernels)
+  grids = [_transform_kernel(kernel) for kernel in kernels_by_source(kernels)]
 
   def block(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     *sources, y = _outputs(x, grids, biases)
-    return y, jnp.concatenate(sources, axis=-1)
+    return y.astype(x.dtype), jnp.concatenate(sources, axis=-1)
 
   y, sources = _join(lax.map(block, _chunks(x)))
   return y, (sources, kernels, biases)
@@ -131,9 +131,7 @@ def _forward(x, kernels, biases):
 
 def _backward(residuals, gradient: jax.Array):
   sources, kernels, biases = residuals
-  widths = [len(bias) for bias in biases]
-  channels = kernels[0].shape[2]
-  starts = [0, *(channels + sum(widths[:i]) for i in range(5))]
+  starts = [0, *(kernel.shape[2] for kernel in kernels)]  # of each source's channels; their end
   turned = [_turn(_transform_kernel(kernel)) for kernel in kernels]
 
   def block(total, inputs: tuple[jax.Array, jax.Array]):
@@ -150,29 +148,53 @@ def _backward(residuals, gradient: jax.Array):
     part = _kernel_gradient(sources, all_gradients), all_gradients.sum((0, 1, 2))
     return jax.tree.map(jnp.add, total, part), wanted[0].astype(sources.dtype)
 
-  count = sum(widths)
-  zeros = jnp.zeros((3, 3, starts[5], count)), jnp.zeros(count)
+  ends = [sum(len(bias) for bias in biases[:i]) for i in range(1, 6)]  # of each layer's output
+  zeros = jnp.zeros((3, 3, starts[5], ends[4])), jnp.zeros(ends[4])
   (kernel, bias), x = lax.scan(block, zeros, (_chunks(sources), _chunks(gradient)))
-  begins = [sum(widths[:i]) for i in range(5)]
-  return (
-    _join(x),
-    [kernel[:, :, : starts[i + 1], begins[i] : begins[i] + widths[i]] for i in range(5)],
-    [bias[begins[i] : begins[i] + widths[i]] for i in range(5)],
-  )
+  kernels = jnp.split(kernel, ends[:4], axis=-1)  # each over all sources: it has those before it
+  kernels = [kernel[:, :, :inputs] for kernel, inputs in zip(kernels, starts[1:], strict=True)]
+  return _join(x), kernels, jnp.split(bias, ends[:4])
 
 
 dense_block.defvjp(_forward, _backward)
 
 
-def _by_source(kernels: Sequence[jax.Array]) -> list[Grid]:
-  """For x and each output, the transformed kernels of all layers that ask for it, side by side."""
-  channels, growth = kernels[0].shape[2:]
-  starts = [0, *(channels + i * growth for i in range(5))]
-  grids = []
+def sum_by_source(
+  x: jax.Array,
+  kernels: Sequence[Any],
+  biases: Sequence[jax.Array],
+  *,
+  convolve: Callable[[jax.Array, Any], jax.Array],
+  activate: Callable[[jax.Array], jax.Array],
+) -> list[jax.Array]:
+  """A dense block's sums in another order: each source once, by all kernels that will ask for it.
+
+  Args:
+    x: [N, H, W, C].
+    kernels: what `convolve` takes, of `kernels_by_source`.
+    biases: [F] four times, [C].
+    convolve: (source, kernel) -> [N, H, W, outputs of all layers that ask].
+    activate: of all layers but the last.
+
+  Returns:
+    x and the outputs of the five layers.
+  """
+  outputs, sums = [x], [bias.reshape(1, 1, 1, -1) for bias in biases]
   for i in range(5):
-    wanted = [kernel[:, :, starts[i] : starts[i + 1]] for kernel in kernels[i:]]
-    grids.append(_transform_kernel(jnp.concatenate(wanted, axis=-1)))
-  return grids
+    ends = [sum(len(bias) for bias in biases[i:j]) for j in range(i + 1, 5)]
+    parts = jnp.split(convolve(outputs[i], kernels[i]), ends, axis=-1)
+    sums[i:] = [a + b for a, b in zip(sums[i:], parts, strict=True)]
+    outputs.append(activate(sums[i]) if i < 4 else sums[i])
+  return outputs
+
+
+def kernels_by_source(kernels: Sequence[jax.Array]) -> list[jax.Array]:
+  """For x and each output, side by side the kernels of all layers that ask for it."""
+  starts = [0, *(kernel.shape[2] for kernel in kernels)]
+  return [
+    jnp.concatenate([kernel[:, :, starts[i] : starts[i + 1]] for kernel in kernels[i:]], axis=-1)
+    for i in range(5)
+  ]
 
 
 def _chunks(x: jax.Array) -> jax.Array:
