@@ -111,8 +111,10 @@ def test_a_thousand_batches_leave_memory_and_files_flat(pack, kind):
   memory, files = np.array(samples).T
   assert np.ptp(files) <= 1  # the listing of them is one itself
   batch = 8 * 3 * (10 * 10 + 40 * 40)
-  # A batch kept in every ten would be five times this; a single jump may be another thread's.
-  assert np.median(np.diff(memory)) < batch
+  # A batch kept in every ten would be five times this; a jump or three may be other threads'.
+  growth = np.sort(np.diff(memory))
+  assert np.median(growth) < batch
+  assert growth[:-3].sum() < 30 * batch
 
 
 def test_mistakes_are_named(pack):
