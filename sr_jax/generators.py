@@ -349,7 +349,8 @@ def _upsample_and_reconstruct(
     x = upsample_nearest(x, r)
     x = leaky_relu(conv(x, net.features, name=name, winograd=winograd, dtype=net.dtype))
   x = leaky_relu(conv(x, net.features, name="conv_hr", winograd=winograd, dtype=net.dtype))
-  return conv(x, net.out_channels, name="conv_last", dtype=net.dtype).astype(jnp.float32)
+  y = conv(x, net.out_channels, name="conv_last", winograd=winograd, dtype=net.dtype)
+  return y.astype(jnp.float32)
 
 
 def _check(net: nn.Module, scale: int, input_unshuffle: int = 1):

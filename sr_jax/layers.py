@@ -69,6 +69,9 @@ def conv(
   Returns:
     [N, H', W', features] in `dtype`, H' = (H + 2 p - kernel_size) // stride + 1.
   """
+  if winograd:
+    kernel, bias = ConvParams(x.shape[-1], features, init, name=name)()
+    return conv3x3(x.astype(dtype), kernel, bias)
   fan_in = kernel_size**2 * x.shape[-1]
   return nn.Conv(
     features,
@@ -79,14 +82,8 @@ def conv(
     kernel_init=KERNEL_INIT[init],
     bias_init=_bias_init(init, fan_in),
     dtype=jnp.dtype(dtype),
-    conv_general_dilated=_by_winograd if winograd else None,
     name=name,
   )(x)
-
-
-def _by_winograd(x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:
-  """In place of `lax.conv_general_dilated`, for 3x3 of stride 1 with padding 1."""
-  return conv3x3(x, kernel)
 
 
 class ConvParams(nn.Module):

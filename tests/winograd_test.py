@@ -1,5 +1,7 @@
 """Tests of sr_jax/winograd.py against XLA's convolutions, and in float64 against NumPy."""
 
+import fractions
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +20,10 @@ def direct(x, kernel):
   return lax.conv_general_dilated(
     x, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
   )
+
+
+def direct_with_bias(x, kernel, bias):
+  return direct(x, kernel) + bias.reshape(1, 1, 1, -1)
 
 
 def direct_dense_block(x, kernels, biases):
@@ -52,7 +58,7 @@ def assert_same(function, reference, arguments, cotangent, tolerance=1e-5):
 CUTS = [(10**6, 10**9), (20, 10**9), (20, 4000)]
 
 
-@pytest.fixture(params=CUTS, ids=str)
+@pytest.fixture
 def cut(request, monkeypatch):
   tiles, size = request.param
   monkeypatch.setattr(winograd, "CHUNK_TILES", tiles)
@@ -61,22 +67,41 @@ def cut(request, monkeypatch):
   return request.param
 
 
-@pytest.mark.parametrize("n, h, w", [(3, 7, 9), (4, 8, 6), (1, 1, 1)])
+@pytest.mark.parametrize(
+  "cut, n, h, w",
+  [(CUTS[0], 3, 7, 9), (CUTS[1], 4, 8, 6), (CUTS[2], 3, 7, 9), (CUTS[2], 1, 1, 1)],
+  indirect=["cut"],
+)
 def test_convolution(cut, n, h, w):
-  x, kernel, cotangent = draw((n, h, w, 5), (3, 3, 5, 6), (n, h, w, 6))
-  assert_same(winograd.conv3x3, direct, (x, kernel), cotangent)
+  x, kernel, bias, cotangent = draw((n, h, w, 5), (3, 3, 5, 6), (6,), (n, h, w, 6))
+  assert_same(winograd.conv3x3, direct_with_bias, (x, kernel, bias), cotangent)
 
 
 def test_convolution_of_large_images(monkeypatch):
   """They are convolved directly, but for the gradient of the kernel."""
   monkeypatch.setattr(winograd, "DIRECT_PIXELS", 63)
-  x, kernel, cotangent = draw((2, 7, 9, 5), (3, 3, 5, 6), (2, 7, 9, 6))
-  assert_same(winograd.conv3x3, direct, (x, kernel), cotangent)
-  assert str(jax.make_jaxpr(winograd.conv3x3)(x, kernel)).count("conv_general_dilated") == 1
-  x = x[:, :6]
-  assert "conv_general_dilated" not in str(jax.make_jaxpr(winograd.conv3x3)(x, kernel))
+  x, kernel, bias, cotangent = draw((2, 7, 9, 5), (3, 3, 5, 6), (6,), (2, 7, 9, 6))
+  assert_same(winograd.conv3x3, direct_with_bias, (x, kernel, bias), cotangent)
+  assert convolutions(x, kernel, bias) == 2  # forward, and the input's gradient
+  assert convolutions(x[:, :6], kernel, bias) == 0
 
 
+@pytest.mark.parametrize("inputs, outputs, count", [(6, 3, 1), (3, 6, 1), (3, 3, 0)])
+def test_convolution_of_few_channels(inputs, outputs, count):
+  """Of few it is a matrix product, to few a direct one; no kernel's gradient is left to XLA."""
+  shapes = (2, 7, 9, inputs), (3, 3, inputs, outputs), (outputs,), (2, 7, 9, outputs)
+  x, kernel, bias, cotangent = draw(*shapes)
+  assert_same(winograd.conv3x3, direct_with_bias, (x, kernel, bias), cotangent)
+  assert convolutions(x, kernel, bias) == count
+
+
+def convolutions(*arguments):
+  """How many of XLA's convolutions are in the forward and backward pass together."""
+  loss = jax.grad(lambda *arguments: (winograd.conv3x3(*arguments) ** 2).sum(), (0, 1, 2))
+  return str(jax.make_jaxpr(loss)(*arguments)).count("conv_general_dilated[")
+
+
+@pytest.mark.parametrize("cut", [CUTS[0], CUTS[2]], indirect=True)
 def test_dense_block(cut):
   x, kernels, biases = dense_block_arguments(3, 7, 9, channels=6, growth=4)
   (cotangent,) = draw(x.shape, seed=3)
@@ -84,29 +109,48 @@ def test_dense_block(cut):
 
 
 def test_work_is_cut_as_far_as_memory_and_cores_ask():
-  assert winograd._chunks(jnp.zeros((16, 32, 32, 1))).shape == (8, 2, 32, 32, 1)
-  assert winograd._chunks(jnp.zeros((3, 32, 32, 1))).shape == (3, 1, 32, 32, 1)
+  assert winograd._chunks(jnp.zeros((16, 32, 32, 1))).shape == (4, 4, 32, 32, 1)
+  assert winograd._chunks(jnp.zeros((6, 32, 32, 1))).shape == (2, 3, 32, 32, 1)
   assert winograd._chunks(jnp.zeros((1, 64, 64, 1))).shape == (1, 1, 64, 64, 1)
-  rows, passes = winograd._passes((1, 128, 128, 64), 192)  # 1 MiB a row of tiles
+  rows, passes = winograd._passes((1, 128, 128, 64), 192)  # 0.75 MiB a row of tiles
   assert (rows, passes) == (16, 4)
 
 
-def test_it_is_as_accurate_as_a_direct_convolution():
-  x, kernel = draw((1, 16, 16, 64), (3, 3, 64, 48))
+@pytest.mark.parametrize("matrices, outputs", [(winograd.DOWN, 2), (winograd.ALONG, 4)])
+def test_matrices_are_those_of_minimal_filtering(matrices, outputs):
+  """A^T [(G g) * (B^T d)] is the correlation of d and g, in exact arithmetic."""
+  b_t, g, a_t = (np.array(matrix, object) for matrix in matrices)
+  g = np.vectorize(lambda x: fractions.Fraction(x).limit_denominator(100))(g)
+  for tap in np.eye(3, dtype=int):
+    for value in np.eye(outputs + 2, dtype=int):
+      y = a_t @ ((g @ tap) * (b_t @ value))
+      assert list(y) == list(np.correlate(value, tap))
+
+
+def test_it_is_about_as_accurate_as_a_direct_convolution():
+  """Root mean squared errors of a wide convolution and its kernel's gradient."""
+  x, kernel, cotangent = draw((2, 16, 16, 64), (3, 3, 64, 48), (2, 16, 16, 48))
+  bias = np.zeros(48, np.float32)
   padded = np.pad(x.astype(np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)))
-  exact = sum(padded[:, i : i + 16, j : j + 16] @ kernel[i, j] for i in range(3) for j in range(3))
-  ours, theirs = (
-    np.sqrt(np.mean((np.asarray(f(x, kernel), np.float64) - exact) ** 2) / np.mean(exact**2))
-    for f in (winograd.conv3x3, direct)
-  )
-  assert 1e-8 < ours < 2 * max(theirs, 1e-7)
+  taps = [(i, j, padded[:, i : i + 16, j : j + 16]) for i in range(3) for j in range(3)]
+  exact = sum(part @ kernel[i, j] for i, j, part in taps)
+  exact_gradient = np.array([np.einsum("nhwc,nhwf->cf", part, cotangent) for _, _, part in taps])
+
+  def errors(f):
+    y, back = jax.vjp(f, x, kernel, bias)
+    gradient = back(cotangent)[1].reshape(9, 64, 48)
+    pairs = (y, exact), (gradient, exact_gradient)
+    return [np.sqrt(np.mean((a - b) ** 2) / np.mean(b**2)) for a, b in pairs]
+
+  for ours, theirs in zip(errors(winograd.conv3x3), errors(direct_with_bias), strict=True):
+    assert 1e-8 < ours < 5 * max(theirs, 1e-7), (ours, theirs)
 
 
 def test_bfloat16_is_rounded_once_a_layer():
   """Computed in float32 from what was rounded: each value is within half a unit of bfloat16's."""
-  x, kernel = draw((2, 8, 8, 16), (3, 3, 16, 16))
+  x, kernel, bias = draw((2, 8, 8, 16), (3, 3, 16, 16), (16,))
   x = jnp.asarray(x, jnp.bfloat16)
-  y = winograd.conv3x3(x, kernel)
+  y = winograd.conv3x3(x, kernel, bias)
   assert y.dtype == jnp.bfloat16
-  exact = np.asarray(direct(x.astype(jnp.float32), kernel))
+  exact = np.asarray(direct_with_bias(x.astype(jnp.float32), kernel, bias))
   np.testing.assert_allclose(np.asarray(y, np.float32), exact, rtol=2**-8, atol=1e-4)
