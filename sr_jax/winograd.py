@@ -71,8 +71,8 @@ Grid = list[list[jax.Array]]
 def conv3x3(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
   """Convolves with stride 1 and zeros around, and adds a bias.
 
-  Computes in float32 whatever x's dtype; equal to a direct convolution but for rounding, 2e-6 of
-  the largest output. It has reverse-mode derivatives only.
+  Computes in float32 whatever x's dtype; equal to a direct convolution but for rounding, a few
+  millionths of the largest output. It has reverse-mode derivatives only.
 
   Args:
     x: [N, H, W, C].
@@ -110,7 +110,7 @@ def _conv3x3_backward(inputs, gradient: jax.Array):
 
   def add(total, chunk: tuple[jax.Array, jax.Array]):
     x, gradient = (part.astype(jnp.float32) for part in chunk)
-    # Summed here, since XLA's CPU backend takes ten times as long over the whole batch.
+    # Summed here: over a whole batch XLA's CPU backend would sum on one core.
     part = _kernel_gradient(x, gradient), gradient.sum((0, 1, 2))
     return jax.tree.map(jnp.add, total, part), None
 
@@ -129,7 +129,8 @@ def dense_block(
   """Five 3x3 convolutions, each of x and all outputs before it; leaky ReLUs but after the last.
 
   Computes in float32 whatever x's dtype, which the outputs are kept in; equal to direct
-  convolutions but for rounding, 1e-6 of the largest output. It has reverse-mode derivatives only.
+  convolutions but for rounding, a few millionths of the largest output. It has reverse-mode
+  derivatives only.
 
   Args:
     x: [N, H, W, C].
