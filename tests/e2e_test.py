@@ -149,7 +149,9 @@ def killed_after(monkeypatch, updates: int):
   monkeypatch.setattr(train.Progress, "wait_for", dying)
 
 
-@pytest.mark.parametrize("updates", [1, 3, 4, 5, 7])
+@pytest.mark.parametrize(
+  "updates", [1, 4, 7, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 5))]
+)
 def test_killed_between_any_two_steps_and_resumed(
   whole_run, photographs, tmp_path, monkeypatch, updates
 ):

@@ -10,6 +10,8 @@ from jax import lax
 
 from sr_jax import winograd
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def draw(*shapes, seed=0):
   rng = np.random.default_rng(seed)
