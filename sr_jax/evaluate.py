@@ -32,6 +32,7 @@ from sr_jax import cli
 from sr_jax import comparison
 from sr_jax import engines
 from sr_jax import images
+from sr_jax import layers
 from sr_jax import logs
 from sr_jax import metrics
 from sr_jax import model_file
@@ -362,16 +363,22 @@ def _make_forward(module: nn.Module):
 
 
 def _zero_outside(inside: jax.Array):
-  """Makes an interceptor that zeroes each convolution's input outside the image."""
+  """Makes an interceptor that zeroes each convolution's input outside the image.
+
+  What computes several convolutions at once asks `layers.Inside`, and gets the mask.
+  """
 
   def interceptor(call, args, kwargs, context):
-    if isinstance(context.module, nn.Conv) and context.method_name == "__call__":
+    is_inside = isinstance(context.module, layers.Inside)
+    if (is_inside or isinstance(context.module, nn.Conv)) and context.method_name == "__call__":
       (x,) = args
       mask, (ours, theirs) = inside, (inside.shape[1], x.shape[1])
       if theirs > ours:
         mask = mask.repeat(theirs // ours, axis=1).repeat(theirs // ours, axis=2)
       elif theirs < ours:
         mask = mask[:, :: ours // theirs, :: ours // theirs]
+      if is_inside:
+        return mask
       args = (x * mask.astype(x.dtype),)
     return call(*args, **kwargs)
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from sr_jax.layers import (
   ConvParams,
+  Inside,
   PReLU,
   apply_conv,
   batch_norm,
@@ -135,8 +136,8 @@ class RRDBNet(nn.Module):
     input_unshuffle: pixel-unshuffle of the input: BasicSR's x2 models have 2, its x1 models 4, and
       upsample x4 inside.
     dense: how a dense block is computed: 'concat', as printed; 'by_source', the same numbers by
-      wider convolutions; 'winograd', by `winograd.py`, as are then all convolutions of `features`
-      (no forward-mode derivatives). '' chooses for the backend.
+      wider convolutions; 'winograd', by `winograd.py`, as are then all convolutions but the
+      first (no forward-mode derivatives). '' chooses for the backend.
     unroll: blocks in one iteration of the loop; 0 chooses, see `_repeat`.
     remat: recompute each block in the backward pass instead of storing its activations.
     dtype: to compute in, or its name; parameters are float32.
@@ -270,7 +271,7 @@ class _DenseBlock(nn.Module):
 
   def _winograd(self, x: jax.Array) -> jax.Array:
     """With fewer multiplications, in float32."""
-    return dense_block(x.astype(self.dtype), *self._parameters(x.shape[-1]))
+    return dense_block(x.astype(self.dtype), *self._parameters(x.shape[-1]), Inside()(x))
 
   def _parameters(self, features: int) -> tuple[list[jax.Array], list[jax.Array]]:
     """The kernels and biases that `_concat` has, for a block of so many features."""

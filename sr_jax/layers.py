@@ -1,7 +1,7 @@
 """What the networks share: convolutions as PyTorch pads and initialises them, shuffles, resizing.
 
 Every convolution of a network is a linen `nn.Conv`, so that its calls can be intercepted from
-outside. The networks themselves are in `generators.py` and `discriminators.py`.
+outside, or asks `Inside`. The networks themselves are in `generators.py` and `discriminators.py`.
 """
 
 import functools
@@ -63,17 +63,14 @@ def conv(
     stride: of both axes.
     use_bias: False in front of a BatchNorm that makes it useless.
     init: 'torch' (kernel and bias uniform) or 'msra' (scaled by 0.1, bias 0).
-    winograd: compute by `winograd.conv3x3`; for 3x3 of stride 1.
+    winograd: compute by `winograd.conv3x3`; for 3x3 of stride 1 with a bias.
     dtype: to compute in, a dtype or its name; parameters are float32.
 
   Returns:
     [N, H', W', features] in `dtype`, H' = (H + 2 p - kernel_size) // stride + 1.
   """
-  if winograd:
-    kernel, bias = ConvParams(x.shape[-1], features, init, name=name)()
-    return conv3x3(x.astype(dtype), kernel, bias)
   fan_in = kernel_size**2 * x.shape[-1]
-  return nn.Conv(
+  return (_WinogradConv if winograd else nn.Conv)(
     features,
     (kernel_size, kernel_size),
     stride,
@@ -84,6 +81,24 @@ def conv(
     dtype=jnp.dtype(dtype),
     name=name,
   )(x)
+
+
+class _WinogradConv(nn.Conv):
+  """A 3x3 convolution of stride 1 with a bias, by `winograd.conv3x3`."""
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    shape = (*self.kernel_size, x.shape[-1], self.features)
+    kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
+    bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
+    return conv3x3(x.astype(self.dtype), kernel, bias)
+
+
+class Inside(nn.Module):
+  """None; an interceptor may return [1, H, W, 1], 0 where an image [N, H, W, C] is only padded."""
+
+  def __call__(self, x: jax.Array) -> jax.Array | None:
+    return None
 
 
 class ConvParams(nn.Module):

@@ -124,7 +124,10 @@ conv3x3.defvjp(_conv3x3_forward, _conv3x3_backward)
 
 @jax.custom_vjp
 def dense_block(
-  x: jax.Array, kernels: Sequence[jax.Array], biases: Sequence[jax.Array]
+  x: jax.Array,
+  kernels: Sequence[jax.Array],
+  biases: Sequence[jax.Array],
+  inside: jax.Array | None = None,
 ) -> jax.Array:
   """Five 3x3 convolutions, each of x and all outputs before it; leaky ReLUs but after the last.
 
@@ -136,26 +139,40 @@ def dense_block(
     x: [N, H, W, C].
     kernels: [3, 3, C, F], [3, 3, C + F, F], ..., [3, 3, C + 4 F, C], float32.
     biases: [F] four times, [C].
+    inside: [1, H, W, 1], 0 where each convolution shall see the zeros around the image. There are
+      no derivatives then.
 
   Returns:
     [N, H, W, C], in x's dtype.
   """
   grids = [_transform_kernel(kernel) for kernel in kernels_by_source(kernels)]
-  return _join(lax.map(lambda x: _outputs(x, grids, biases)[5].astype(x.dtype), _chunks(x)))
+  chunks = _chunks(x)
+  return _join(lax.map(lambda x: _outputs(x, grids, biases, inside)[5].astype(x.dtype), chunks))
 
 
-def _outputs(x: jax.Array, grids: Sequence[Grid], biases: Sequence[jax.Array]) -> list[jax.Array]:
+def _outputs(
+  x: jax.Array,
+  grids: Sequence[Grid],
+  biases: Sequence[jax.Array],
+  inside: jax.Array | None = None,
+) -> list[jax.Array]:
   """Returns x and the output of each layer; the last is float32, the others are in x's dtype."""
+
+  def convolve(source: jax.Array, grid: Grid) -> jax.Array:
+    return _convolve(source if inside is None else source * inside.astype(source.dtype), grid)
+
   return sum_by_source(
     x,
     grids,
     biases,
-    convolve=_convolve,
+    convolve=convolve,
     activate=lambda y: jnp.where(y > 0, y, SLOPE * y).astype(x.dtype),
   )
 
 
-def _forward(x, kernels, biases):
+def _forward(x, kernels, biases, inside):
+  if inside is not None:
+    raise ValueError("dense_block with inside has no derivatives; leave inside out to train")
   grids = [_transform_kernel(kernel) for kernel in kernels_by_source(kernels)]
 
   def block(x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -190,7 +207,7 @@ def _backward(residuals, gradient: jax.Array):
   (kernel, bias), x = lax.scan(block, zeros, (_chunks(sources), _chunks(gradient)))
   kernels = jnp.split(kernel, ends[:4], axis=-1)  # each over all sources: it has those before it
   kernels = [kernel[:, :, :inputs] for kernel, inputs in zip(kernels, starts[1:], strict=True)]
-  return _join(x), kernels, jnp.split(bias, ends[:4])
+  return _join(x), kernels, jnp.split(bias, ends[:4]), None
 
 
 dense_block.defvjp(_forward, _backward)

@@ -50,8 +50,9 @@ def test_padding_changes_nothing(name):
     assert_same_image(upscale(lr), to_uint8(apply(model, lr)))
 
 
-def test_padding_changes_nothing_by_source():
-  model = contrasting_model(dense="by_source")
+@pytest.mark.parametrize("dense", ["by_source", "winograd"])
+def test_padding_changes_nothing_in_a_fast_form(dense):
+  model = contrasting_model(dense=dense, features=8, growth=8)
   lr = photo(13, 37)
   assert_same_image(upscaler(model)(lr), to_uint8(apply(model, lr)))
 
