@@ -9,7 +9,6 @@ G^T [(B^T d B') * (A dY A'^T)] G', summed over the tiles.
 
 XLA's convolutions on a CPU reach half the rate of its matrix products, and its weight gradients are
 15 to 30 times slower in a loop than out of it; matrix products are not. docs/cpu.md has the times.
-Tiles of 4x4 outputs, with 2.25 multiplications, took as long and erred twice as much.
 """
 
 import math
@@ -76,8 +75,8 @@ def conv3x3(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
 
   Args:
     x: [N, H, W, C].
-    kernel: [3, 3, C, F].
-    bias: [F].
+    kernel: [3, 3, C, F], float32.
+    bias: [F], float32.
 
   Returns:
     [N, H, W, F] in x's dtype.
@@ -85,14 +84,13 @@ def conv3x3(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
   return (_conv3x3(x, kernel) + bias.reshape(1, 1, 1, -1)).astype(x.dtype)
 
 
-def _conv3x3(x: jax.Array, kernel: jax.Array, turn: bool = False) -> jax.Array:
-  """Without bias, in float32; with `turn` by the kernel of the input's gradient."""
-  inputs, features = kernel.shape[3:1:-1] if turn else kernel.shape[2:]
+def _conv3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  """Without bias, in float32."""
+  inputs, features = kernel.shape[2:]
   large = x.shape[1] * x.shape[2] >= DIRECT_PIXELS
   if min(inputs, features) > FEW and not large:
-    grid = _transform_kernel(kernel, turn)
+    grid = _transform_kernel(kernel)
     return _join(lax.map(lambda x: _convolve(x, grid), _chunks(x)))
-  kernel = jnp.flip(kernel, (0, 1)).swapaxes(2, 3) if turn else kernel
   x, kernel = x.astype(jnp.float32), kernel.astype(jnp.float32)
   if inputs <= FEW:
     return _dot(_neighbours(x), kernel.reshape(9 * inputs, features))
@@ -116,7 +114,7 @@ def _conv3x3_backward(inputs, gradient: jax.Array):
 
   zeros = jnp.zeros(kernel.shape), jnp.zeros(kernel.shape[3])
   (kernel_gradient, bias_gradient), _ = lax.scan(add, zeros, (_chunks(x), _chunks(gradient)))
-  return _conv3x3(gradient, kernel, turn=True).astype(x.dtype), kernel_gradient, bias_gradient
+  return _conv3x3(gradient, _turned(kernel)).astype(x.dtype), kernel_gradient, bias_gradient
 
 
 conv3x3.defvjp(_conv3x3_forward, _conv3x3_backward)
@@ -186,7 +184,7 @@ def _forward(x, kernels, biases, inside):
 def _backward(residuals, gradient: jax.Array):
   sources, kernels, biases = residuals
   starts = [0, *(kernel.shape[2] for kernel in kernels)]  # of each source's channels; their end
-  turned = [_transform_kernel(kernel, turn=True) for kernel in kernels]
+  turned = [_transform_kernel(_turned(kernel)) for kernel in kernels]
 
   def block(total, inputs: tuple[jax.Array, jax.Array]):
     sources, gradient = inputs
@@ -357,13 +355,13 @@ def _every(x: jax.Array, i: int, j: int, h: int, w: int) -> jax.Array:
   return lax.slice(x, (0, i, j, 0), end, (1, H_OUT, W_OUT, 1)).astype(jnp.float32)
 
 
-def _transform_kernel(kernel: jax.Array, turn: bool = False) -> Grid:
-  """G g G'^T of kernel [3, 3, C, F]: 4 x 6 of [C, F].
+def _turned(kernel: jax.Array) -> jax.Array:
+  """The kernel of the input's gradient: rows, columns and channels the other way, [3, 3, F, C]."""
+  return jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
 
-  With `turn` of the input gradient's kernel: rows, columns and channels the other way, [F, C].
-  """
-  if turn:
-    kernel = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
+
+def _transform_kernel(kernel: jax.Array) -> Grid:
+  """G g G'^T of kernel [3, 3, C, F]: 4 x 6 of [C, F]."""
   shape = kernel.shape[2:]
   rows = KERNEL @ kernel.astype(jnp.float32).reshape(9, -1)
   return [[rows[i * W_IN + j].reshape(shape) for j in range(W_IN)] for i in range(H_IN)]
@@ -377,6 +375,7 @@ def _transform_input(padded: jax.Array) -> Grid:
 
 
 def _dot(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  """[N, h, w, C] and [C, F]: [N, h, w, F]."""
   return lax.dot_general(x, kernel, (((3,), (0,)), ((), ())))
 
 
@@ -390,7 +389,7 @@ def _transposed(matrix):
   return tuple(zip(*matrix, strict=True))
 
 
-def _pairs(function: Callable, a: Grid, b: Grid) -> Grid:
+def _pairs(function: Callable[..., jax.Array], a: Grid, b: Grid) -> Grid:
   return [[function(x, y) for x, y in zip(*rows, strict=True)] for rows in zip(a, b, strict=True)]
 
 

@@ -32,14 +32,6 @@ def cache_folder(tmp_path_factory, monkeypatch):
   monkeypatch.setenv("SR_JAX_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
-@pytest.fixture(scope="module")
-def quick_compilation():
-  """For programs that are compiled once and run once: LLVM's optimizations would take longer."""
-  jax.config.update("jax_disable_most_optimizations", True)
-  yield
-  jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture
 def shared() -> pathlib.Path:
   """Folder of real data, weights and golden files, named by SR_JAX_SHARED."""

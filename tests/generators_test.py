@@ -12,8 +12,6 @@ import pytest
 from sr_jax.formats import state_dicts
 from sr_jax.generators import GENERATORS, MSRResNet, ResidualNet, RRDBNet, SRResNet
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.fixture
 def references():

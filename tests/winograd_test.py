@@ -10,8 +10,6 @@ from jax import lax
 
 from sr_jax import winograd
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def draw(*shapes, seed=0):
   rng = np.random.default_rng(seed)
@@ -112,6 +110,7 @@ def test_dense_block(cut):
 
 def test_work_is_cut_as_far_as_memory_and_cores_ask():
   assert winograd._chunks(jnp.zeros((16, 32, 32, 1))).shape == (4, 4, 32, 32, 1)
+  assert winograd._chunks(jnp.zeros((3, 32, 32, 1))).shape == (1, 3, 32, 32, 1)
   assert winograd._chunks(jnp.zeros((6, 32, 32, 1))).shape == (2, 3, 32, 32, 1)
   assert winograd._chunks(jnp.zeros((1, 64, 64, 1))).shape == (1, 1, 64, 64, 1)
   rows, passes = winograd._passes((1, 128, 128, 64), 192)  # 0.75 MiB a row of tiles
@@ -145,7 +144,7 @@ def test_it_is_about_as_accurate_as_a_direct_convolution():
     return [np.sqrt(np.mean((a - b) ** 2) / np.mean(b**2)) for a, b in pairs]
 
   for ours, theirs in zip(errors(winograd.conv3x3), errors(direct_with_bias), strict=True):
-    assert 1e-8 < ours < 5 * max(theirs, 1e-7), (ours, theirs)
+    assert 1e-8 < ours < 3 * max(theirs, 1e-7), (ours, theirs)
 
 
 def test_bfloat16_is_rounded_once_a_layer():
