@@ -108,7 +108,7 @@ def _conv_bn(
 ) -> jax.Array:
   """Convolution `conv{name}`, BatchNorm `bn{name}`, leaky ReLU."""
   x = conv(x, features, name=f"conv{name}", dtype=dtype, **options)
-  return leaky_relu(batch_norm(x, train=train, name=f"bn{name}", dtype=dtype))
+  return leaky_relu(batch_norm(x, train=train, name=f"bn{name}"))
 
 
 def _classify(x: jax.Array, hidden: int, dtype: Any) -> jax.Array:

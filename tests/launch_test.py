@@ -902,6 +902,7 @@ def test_sbatch_trains_three_steps_in_two_processes(slurm):
   assert slurm.requeued() == []
 
 
+@pytest.mark.slow
 def test_sbatch_at_the_time_limit_saves_and_the_same_line_goes_on_to_the_end(slurm):
   run, steps = slurm.folder / "run", 150
   process = slurm.start(*slurm.training(run, steps))

@@ -1,6 +1,7 @@
-"""Tests of sr_jax/winograd.py against XLA's convolutions, and in float64 against NumPy."""
+"""Tests of winograd.py and of dense blocks by it: against XLA's convolutions, NumPy in float64."""
 
 import fractions
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import pytest
 from jax import lax
 
 from sr_jax import winograd
+from sr_jax.dense_block import dense_block
 
 
 def draw(*shapes, seed=0):
@@ -105,14 +107,15 @@ def convolutions(*arguments):
 def test_dense_block(cut):
   x, kernels, biases = dense_block_arguments(3, 7, 9, channels=6, growth=4)
   (cotangent,) = draw(x.shape, seed=3)
-  assert_same(winograd.dense_block, direct_dense_block, (x, kernels, biases), cotangent)
+  block = functools.partial(dense_block, winograd)
+  assert_same(block, direct_dense_block, (x, kernels, biases), cotangent)
 
 
 def test_work_is_cut_as_far_as_memory_and_cores_ask():
-  assert winograd._chunks(jnp.zeros((16, 32, 32, 1))).shape == (4, 4, 32, 32, 1)
-  assert winograd._chunks(jnp.zeros((3, 32, 32, 1))).shape == (1, 3, 32, 32, 1)
-  assert winograd._chunks(jnp.zeros((6, 32, 32, 1))).shape == (2, 3, 32, 32, 1)
-  assert winograd._chunks(jnp.zeros((1, 64, 64, 1))).shape == (1, 1, 64, 64, 1)
+  assert winograd.chunks(jnp.zeros((16, 32, 32, 1))).shape == (4, 4, 32, 32, 1)
+  assert winograd.chunks(jnp.zeros((3, 32, 32, 1))).shape == (1, 3, 32, 32, 1)
+  assert winograd.chunks(jnp.zeros((6, 32, 32, 1))).shape == (2, 3, 32, 32, 1)
+  assert winograd.chunks(jnp.zeros((1, 64, 64, 1))).shape == (1, 1, 64, 64, 1)
   rows, passes = winograd._passes((1, 128, 128, 64), 192)  # 0.75 MiB a row of tiles
   assert (rows, passes) == (16, 4)
 

@@ -1,0 +1,151 @@
+"""ESRGAN's dense block with its sums in another order: by source, and not by layer.
+
+A layer convolves all outputs before it. By source each output is convolved once, with the kernels
+of all later layers side by side: the same numbers, by wider convolutions and without copies.
+`sum_by_source` is for any convolution; `dense_block` has a backward pass of its own, for CPUs.
+"""
+
+import functools
+import types
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from sr_jax.winograd import join, turned
+
+SLOPE = 0.2  # of the leaky ReLU
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def dense_block(
+  by: types.ModuleType,
+  x: jax.Array,
+  kernels: Sequence[jax.Array],
+  biases: Sequence[jax.Array],
+  inside: jax.Array | None = None,
+) -> jax.Array:
+  """Five 3x3 convolutions, each of x and all outputs before it; leaky ReLUs but after the last.
+
+  Outputs are kept in x's dtype; sums are float32. It has reverse-mode derivatives only.
+
+  Args:
+    by: `winograd` or `onednn`, whose numbers they are. It has `transform_kernel`, `convolve` with
+      what that gives, `kernel_gradient`, and `chunks`, of the images that it works on at a time.
+    x: [N, H, W, C].
+    kernels: [3, 3, C, F], [3, 3, C + F, F], ..., [3, 3, C + 4 F, C], float32.
+    biases: [F] four times, [C].
+    inside: [1, H, W, 1], 0 where each convolution shall see the zeros around the image. There are
+      no derivatives then.
+
+  Returns:
+    [N, H, W, C], in x's dtype.
+  """
+  transformed = [by.transform_kernel(kernel) for kernel in kernels_by_source(kernels)]
+  chunks = by.chunks(x)
+  y = lax.map(lambda x: _outputs(by, x, transformed, biases, inside)[5].astype(x.dtype), chunks)
+  return join(y)
+
+
+def _outputs(
+  by: types.ModuleType,
+  x: jax.Array,
+  transformed: Sequence[Any],
+  biases: Sequence[jax.Array],
+  inside: jax.Array | None = None,
+) -> list[jax.Array]:
+  """Returns x and the output of each layer; the last is float32, the others are in x's dtype."""
+
+  def convolve(source: jax.Array, kernel: Any) -> jax.Array:
+    return by.convolve(source if inside is None else source * inside.astype(source.dtype), kernel)
+
+  return sum_by_source(
+    x,
+    transformed,
+    biases,
+    convolve=convolve,
+    activate=lambda y: jnp.where(y > 0, y, SLOPE * y).astype(x.dtype),
+  )
+
+
+def _forward(by, x, kernels, biases, inside):
+  if inside is not None:
+    raise ValueError("dense_block with inside has no derivatives; leave inside out to train")
+  transformed = [by.transform_kernel(kernel) for kernel in kernels_by_source(kernels)]
+
+  def block(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    *sources, y = _outputs(by, x, transformed, biases)
+    return y.astype(x.dtype), jnp.concatenate(sources, axis=-1)
+
+  y, sources = join(lax.map(block, by.chunks(x)))
+  return y, (sources, kernels, biases)
+
+
+def _backward(by, residuals, gradient: jax.Array):
+  sources, kernels, biases = residuals
+  starts = [0, *(kernel.shape[2] for kernel in kernels)]  # of each source's channels; their end
+  backward = [by.transform_kernel(turned(kernel)) for kernel in kernels]
+
+  def block(total, inputs: tuple[jax.Array, jax.Array]):
+    sources, gradient = inputs
+    wanted = [jnp.zeros((), jnp.float32)] * 5  # the gradient of each source
+    gradients = [gradient.astype(jnp.float32)]
+    for i in reversed(range(5)):
+      parts = jnp.split(by.convolve(gradients[0], backward[i]), starts[1 : i + 1], axis=-1)
+      wanted[: i + 1] = [a + b for a, b in zip(wanted, parts, strict=False)]
+      if i:
+        positive = sources[..., starts[i] : starts[i + 1]] > 0
+        gradients.insert(0, jnp.where(positive, wanted[i], SLOPE * wanted[i]))
+    all_gradients = jnp.concatenate(gradients, axis=-1)
+    part = by.kernel_gradient(sources, all_gradients), all_gradients.sum((0, 1, 2))
+    return jax.tree.map(jnp.add, total, part), wanted[0].astype(sources.dtype)
+
+  ends = [sum(len(bias) for bias in biases[:i]) for i in range(1, 6)]  # of each layer's output
+  zeros = jnp.zeros((3, 3, starts[5], ends[4])), jnp.zeros(ends[4])
+  (kernel, bias), x = lax.scan(block, zeros, (by.chunks(sources), by.chunks(gradient)))
+  kernels = jnp.split(kernel, ends[:4], axis=-1)  # each over all sources: it has those before it
+  kernels = [kernel[:, :, :inputs] for kernel, inputs in zip(kernels, starts[1:], strict=True)]
+  return join(x), kernels, jnp.split(bias, ends[:4]), None
+
+
+dense_block.defvjp(_forward, _backward)
+
+
+def sum_by_source(
+  x: jax.Array,
+  kernels: Sequence[Any],
+  biases: Sequence[jax.Array],
+  *,
+  convolve: Callable[[jax.Array, Any], jax.Array],
+  activate: Callable[[jax.Array], jax.Array],
+) -> list[jax.Array]:
+  """A dense block's sums in another order: each source once, by all kernels that will ask for it.
+
+  Args:
+    x: [N, H, W, C].
+    kernels: what `convolve` takes, of `kernels_by_source`.
+    biases: [F] four times, [C].
+    convolve: (source, kernel) -> [N, H, W, outputs of all layers that ask].
+    activate: of all layers but the last.
+
+  Returns:
+    x and the outputs of the five layers.
+  """
+  outputs, sums = [x], [bias.reshape(1, 1, 1, -1) for bias in biases]
+  for i in range(5):
+    ends = [sum(len(bias) for bias in biases[i:j]) for j in range(i + 1, 5)]
+    parts = jnp.split(convolve(outputs[i], kernels[i]), ends, axis=-1)
+    sums[i:] = [a + b for a, b in zip(sums[i:], parts, strict=True)]
+    outputs.append(activate(sums[i]) if i < 4 else sums[i])
+  return outputs
+
+
+def kernels_by_source(kernels: Sequence[jax.Array]) -> list[jax.Array]:
+  """For x and each output, side by side the kernels of all layers that ask for it."""
+  starts = [0, *(kernel.shape[2] for kernel in kernels)]
+  return [
+    jnp.concatenate([kernel[:, :, starts[i] : starts[i + 1]] for kernel in kernels[i:]], axis=-1)
+    for i in range(5)
+  ]

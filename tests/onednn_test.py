@@ -1,0 +1,214 @@
+"""Tests of sr_jax/onednn.py against XLA's convolutions, and of the networks that compute by it."""
+
+import subprocess
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from sr_jax import discriminators
+from sr_jax import evaluate
+from sr_jax import generators
+from sr_jax import onednn
+from sr_jax import vgg
+
+
+@pytest.fixture(scope="module")
+def works():
+  """Skips where a process of its own does not get the right numbers."""
+  with pytest.MonkeyPatch.context() as patched:
+    patched.setattr(jax, "device_count", lambda: 1)
+    patched.setattr(onednn, "_has_bfloat16", lambda: True)  # without, it is slow and no more
+    if not onednn.usable.__wrapped__():
+      pytest.skip("this jaxlib does not compute by oneDNN")
+
+
+@pytest.fixture(autouse=True)
+def programs_are_kept_again():
+  """For the tests that come after."""
+  name = "jax_persistent_cache_min_compile_time_secs"
+  before = getattr(jax.config, name)
+  yield
+  jax.config.update(name, before)
+
+
+@pytest.fixture
+def used(works, monkeypatch):
+  """Networks in bfloat16 compute by oneDNN, as on one CPU device."""
+  monkeypatch.setattr(onednn, "usable", lambda: True)
+  jax.clear_caches()
+  yield
+  jax.clear_caches()
+
+
+def draw(*shapes, seed=0):
+  """Values that bfloat16 has."""
+  rng = np.random.default_rng(seed)
+  return [rng.normal(size=s).astype(jnp.bfloat16).astype(np.float32) for s in shapes]
+
+
+CASES = [  # sides, channels, features, kernel, stride, padding
+  ((7, 10), 5, 6, 3, 1, 1),
+  ((8, 6), 64, 3, 3, 1, 1),
+  ((8, 6), 3, 64, 9, 1, 4),
+  ((8, 12), 8, 16, 4, 2, 1),
+  ((7, 9), 8, 16, 3, 2, 1),
+  ((8, 10), 8, 16, 3, 2, 1),
+  ((5, 4), 8, 16, 1, 1, 0),
+]
+
+
+@pytest.mark.parametrize("pass_bytes", [2**25, 1000])
+@pytest.mark.parametrize("sides, channels, features, kernel, stride, padding", CASES)
+def test_convolution(
+  works, monkeypatch, pass_bytes, sides, channels, features, kernel, stride, padding
+):
+  """Of rounded operands, so that float32's sums are all that differs."""
+  monkeypatch.setattr(onednn, "PASS_BYTES", pass_bytes)
+  around = ((padding, padding),) * 2
+  x, w = draw((2, *sides, channels), (kernel, kernel, channels, features))
+
+  def by_xla(x, w):
+    numbers = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(x, w, (stride, stride), around, dimension_numbers=numbers)
+
+  expected, back = jax.vjp(by_xla, x, w)
+  (cotangent,) = draw(expected.shape, seed=1)
+  actual, ours = jax.vjp(jax.jit(lambda x, w: onednn.conv(x, w, stride, around)), x, w)
+  for a, b in zip((actual, *ours(cotangent)), (expected, *back(cotangent)), strict=True):
+    assert a.shape == b.shape and a.dtype == b.dtype == jnp.float32
+    assert np.abs(a - b).max() <= 1e-5 * np.abs(b).max()
+
+
+def test_it_multiplies_bfloat16_and_keeps_float32(works):
+  x = jnp.full((1, 1, 1, 1), 1 + 2**-7 + 2**-9)  # a quarter of a unit of bfloat16 too much
+  y = onednn.conv(x, jnp.full((1, 1, 1, 1), 1 + 2**-7), 1, ((0, 0), (0, 0)))
+  assert float(y[0, 0, 0, 0]) == (1 + 2**-7) ** 2  # which bfloat16 does not have
+
+
+NETWORKS = {
+  "rrdbnet": lambda **k: generators.RRDBNet(features=8, growth=4, blocks=2, scale=2, **k),
+  "srresnet": lambda **k: generators.SRResNet(features=8, blocks=2, scale=2, **k),
+  "vgg": lambda **k: discriminators.VGGDiscriminator(features=8, **k),
+  "unet": lambda **k: discriminators.UNetDiscriminator(features=8, **k),
+}
+
+
+def random_variables(net, image):
+  shapes = jax.eval_shape(lambda: net.init(jax.random.key(0), image, train=False))
+  rng = np.random.default_rng(0)
+
+  def values(path, leaf):
+    if path[-1].key in ("scale", "var", "sigma"):
+      return np.ones(leaf.shape, np.float32)
+    deviation = 0.1 if path[-1].key == "bias" else np.prod(leaf.shape[-4:-1]) ** -0.5
+    return (deviation * rng.normal(size=leaf.shape)).astype(np.float32)
+
+  return jax.tree_util.tree_map_with_path(values, shapes)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_in_bfloat16_are_the_same_ones(name, works, monkeypatch):
+  """Same parameters; output and gradients as near to float32's as XLA's bfloat16, or nearer."""
+  side = 32 if name == "vgg" else 8
+  image = np.random.default_rng(0).uniform(size=(2, side, side, 3)).astype(np.float32)
+  exact, net = NETWORKS[name](), NETWORKS[name](dtype="bfloat16")
+  variables = random_variables(exact, image)
+
+  def out_and_gradients(net):
+    def loss(params):
+      # BatchNorm by what it has seen: over a batch of two it would blow up what is rounded.
+      out = net.apply({**variables, "params": params}, image, train=False)
+      return jnp.sum(jnp.sin(out)), out
+
+    program = jax.jit(jax.grad(loss, has_aux=True)).lower(variables["params"])
+    results = jax.tree.leaves(program.compile()(variables["params"]))
+    return results, "stablehlo.convolution" in program.as_text()
+
+  def error(results):
+    pairs = zip(results, expected, strict=True)
+    return np.median([np.linalg.norm(a - b) / (np.linalg.norm(b) + 1e-6) for a, b in pairs])
+
+  expected, _ = out_and_gradients(exact)
+  by_xla, has_convolutions = out_and_gradients(net)
+  assert has_convolutions
+  monkeypatch.setattr(onednn, "usable", lambda: True)
+  jax.clear_caches()
+  shapes = jax.eval_shape(lambda: net.init(jax.random.key(0), image, train=False))
+  assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, variables)
+  by_onednn, has_convolutions = out_and_gradients(net)
+  assert not has_convolutions
+  assert 1e-4 < error(by_onednn) < 1.2 * error(by_xla)
+  jax.clear_caches()
+
+
+def test_vgg_features_in_bfloat16(used):
+  rng = np.random.default_rng(0)
+  params = {"input": {"scale": np.ones(3, np.float32), "shift": np.zeros(3, np.float32)}}
+  for name, c, f in (("conv1_1", 3, 8), ("conv1_2", 8, 8), ("conv2_1", 8, 16)):
+    kernel = rng.normal(size=(3, 3, c, f)).astype(np.float32) / np.sqrt(9 * c)
+    params[name] = {"kernel": kernel, "bias": rng.normal(size=f).astype(np.float32)}
+  image = rng.uniform(size=(2, 8, 8, 3)).astype(np.float32)
+  seen = [
+    vgg.vgg_features(params, image, ["conv2_1"], dtype)["conv2_1"]
+    for dtype in ("float32", "bfloat16")
+  ]
+  error = np.abs(seen[1] - seen[0]).max() / np.abs(seen[0]).max()
+  assert 1e-4 < error < 1e-2 and seen[1].dtype == jnp.float32
+
+
+def test_padding_changes_nothing(used):
+  net = NETWORKS["rrdbnet"](dtype="bfloat16")
+  lr = np.random.default_rng(0).integers(0, 256, (1, 13, 37, 3), np.uint8)
+  variables = random_variables(net, lr)
+  padded = np.pad(lr, ((0, 0), (0, 3), (0, 11), (0, 0)), mode="edge")
+  actual = evaluate._make_forward(net)(variables, padded, 13, 37)[:, :26, :74]
+  sr = jax.jit(lambda v, lr: net.apply(v, lr, train=False))(variables, np.float32(lr) / 255)
+  expected = np.floor(np.clip(sr, 0, 1) * 255 + 0.5)
+  assert np.abs(np.asarray(actual, int) - expected).max() <= 1
+
+
+def test_it_trains_in_a_loop(used):
+  """One program of the body, not one for each block."""
+  net = NETWORKS["rrdbnet"](dtype="bfloat16")
+  lr = jnp.zeros((1, 4, 4, 3))
+  variables = jax.eval_shape(lambda: net.init(jax.random.key(0), lr, train=False))
+  gradient = jax.grad(lambda v: jnp.sum(net.apply(v, lr, train=True)))
+  convolutions = jax.jit(gradient).lower(variables).as_text().count("__onednn$convolution(")
+  # Forward and back, but for the last one's output and the first one's input.
+  assert convolutions == 2 * (3 * 5 + 5) - 2
+
+
+@pytest.mark.parametrize(
+  "backend, devices, instructions, status, expected",
+  [
+    ("cpu", 1, True, 0, True),
+    ("gpu", 1, True, 0, False),
+    ("cpu", 2, True, 0, False),
+    ("cpu", 1, False, 0, False),
+    ("cpu", 1, True, -6, False),
+  ],
+)
+def test_where_it_is_used(monkeypatch, backend, devices, instructions, status, expected):
+  monkeypatch.setattr(jax, "default_backend", lambda: backend)
+  monkeypatch.setattr(jax, "device_count", lambda: devices)
+  monkeypatch.setattr(onednn, "_has_bfloat16", lambda: instructions)
+  ended = subprocess.CompletedProcess([], status)
+  monkeypatch.setattr(subprocess, "run", lambda *arguments, **options: ended)
+  assert onednn.usable.__wrapped__() is expected
+
+
+def test_numbers_that_differ_end_the_trial(monkeypatch):
+  monkeypatch.setattr(onednn, "conv", lambda x, kernel, stride, padding: 0 * x[..., :1])
+  with pytest.raises(ValueError, match="differ"):
+    onednn._try()
+
+
+def test_no_program_is_kept_that_cannot_be(works):
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+  jax.jit(lambda x: onednn.conv(x, jnp.ones((3, 3, 8, 8)), 1, onednn.SAME)).lower(
+    jnp.ones((1, 4, 4, 8))
+  )
+  assert jax.config.jax_persistent_cache_min_compile_time_secs > 1e6
