@@ -19,7 +19,6 @@ from sr_jax.layers import (
   PReLU,
   apply_conv,
   batch_norm,
-  by_onednn,
   conv,
   leaky_relu,
   pixel_shuffle,
@@ -139,8 +138,8 @@ class RRDBNet(nn.Module):
     input_unshuffle: pixel-unshuffle of the input: BasicSR's x2 models have 2, its x1 models 4, and
       upsample x4 inside.
     dense: how a dense block is computed: 'concat', as printed; 'by_source', the same numbers by
-      wider convolutions; 'winograd', by `winograd.py`, as are then all convolutions but the
-      first (no forward-mode derivatives). '' chooses for the backend.
+      wider convolutions; 'winograd', by `winograd.py`, as are then all convolutions (no
+      forward-mode derivatives). '' chooses for the backend.
     unroll: blocks in one iteration of the loop; 0 chooses, see `_repeat`.
     remat: recompute each block in the backward pass instead of storing its activations.
     dtype: to compute in, or its name; parameters are float32.
@@ -167,9 +166,9 @@ class RRDBNet(nn.Module):
     """Upscales lr [N, h, w, c] in [0, 1] to float32 [N, h * scale, w * scale, out_channels]."""
     if self.input_unshuffle > 1:
       lr = pixel_unshuffle(lr, self.input_unshuffle)
-    x = conv(lr, self.features, name="conv_first", dtype=self.dtype)
     dense = self.dense or _fastest_dense(self.features, self.growth, self.dtype)
     winograd = dense == "winograd"
+    x = conv(lr, self.features, name="conv_first", winograd=winograd, dtype=self.dtype)
     block = _RRDB(self.growth, self.residual_scale, dense, self.dtype, name="body")
     y = _repeat(self, block, x, train=train, winograd=winograd)
     x = x + conv(y, self.features, name="conv_body", winograd=winograd, dtype=self.dtype)
@@ -263,7 +262,7 @@ class _DenseBlock(nn.Module):
     A convolution that makes 192, 160, ... channels fills an accelerator better than one that makes
     32 of as many, and nothing is copied side by side.
     """
-    if by_onednn(self.dtype):
+    if jnp.dtype(self.dtype) == jnp.bfloat16 and onednn.usable(self.dtype):
       return dense_block(onednn, x, *self._parameters(x.shape[-1]), Inside()(x))
     kernels, biases = self._parameters(x.shape[-1])
     return sum_by_source(
@@ -312,7 +311,7 @@ def _fastest_dense(features: int, growth: int, dtype: Any) -> str:
   at a time, which should not be spread over devices.
   """
   backend = jax.default_backend()
-  if by_onednn(dtype):
+  if jnp.dtype(dtype) == jnp.bfloat16 and onednn.usable(dtype):
     return "by_source"
   if backend == "cpu" and jax.device_count() == 1 and min(features, growth) >= 32:
     return "winograd"
@@ -329,7 +328,7 @@ def _repeat(
   to 30 times slower than straight-line code's; all else, Winograd's form and oneDNN's too, loops,
   which compiles in a fraction of the time.
   """
-  fast = winograd or by_onednn(net.dtype)
+  fast = winograd or onednn.usable(net.dtype)
   slow = train and not fast and jax.default_backend() == "cpu"
   unroll = net.unroll or (net.blocks if slow else 1)
 

@@ -68,8 +68,8 @@ def conv(
     dtype: to compute in, a dtype or its name; parameters are float32.
 
   Returns:
-    [N, H', W', features] in `dtype`, H' = (H + 2 p - kernel_size) // stride + 1; float32 where
-    oneDNN multiplies bfloat16.
+    [N, H', W', features], H' = (H + 2 p - kernel_size) // stride + 1, in `dtype`; in float32 by
+    oneDNN.
   """
   fan_in = kernel_size**2 * x.shape[-1]
   return (_WinogradConv if winograd else _conv_class(dtype))(
@@ -85,23 +85,19 @@ def conv(
   )(x)
 
 
-def by_onednn(dtype: Any) -> bool:
-  """Whether convolutions in this dtype are computed by `onednn.py`."""
-  return jnp.dtype(dtype) == jnp.bfloat16 and onednn.usable()
-
-
 def _conv_class(dtype: Any) -> type[nn.Conv]:
-  return _OneDnnConv if by_onednn(dtype) else nn.Conv
+  return _OneDnnConv if onednn.usable(dtype) else nn.Conv
 
 
 class _OneDnnConv(nn.Conv):
-  """A convolution by `onednn.conv`; the bias is added in float32."""
+  """A convolution by `onednn.conv`; all but its operands is float32."""
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     shape = (*self.kernel_size, x.shape[-1], self.features)
     kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
-    y = onednn.conv(x, kernel, self.strides, ((self.padding, self.padding),) * 2)
+    padding = ((self.padding, self.padding),) * 2
+    y = onednn.conv(x, kernel, self.strides, padding, self.dtype)
     if not self.use_bias:
       return y
     bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)

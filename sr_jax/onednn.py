@@ -1,10 +1,10 @@
-"""Convolutions in bfloat16 by oneDNN, for CPUs that multiply bfloat16.
+"""Convolutions by oneDNN, for one CPU.
 
-XLA's CPU backend contains Intel's oneDNN, but computes bfloat16's convolutions in float32. It obeys
-a custom call though, which its own passes would write were they switched on. Forward and for the
-input's gradient that is a convolution; the kernel's gradient is one matrix product. Operands are
-rounded to bfloat16, products summed in float32, and results stay float32, as all between the
-convolutions should: XLA computes on bfloat16, and copies it even, by way of float32.
+XLA's CPU backend contains Intel's oneDNN and convolves without it, in bfloat16 even by way of
+float32. It obeys a custom call though, which its own passes would write were they switched on.
+Forward and for the input's gradient that is a convolution; the kernel's gradient is one matrix
+product. In bfloat16 only the operands are rounded: sums and results are float32, as all between the
+convolutions should be, since XLA computes on bfloat16, and copies it even, by way of float32.
 
 The call is no part of what JAX promises: `usable` tries it first. docs/cpu.md has the times.
 """
@@ -22,8 +22,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from sr_jax.winograd import turned
-
 # The images whose neighbours are put side by side at a time, in bytes.
 PASS_BYTES = 32 * 2**20
 
@@ -31,21 +29,16 @@ Padding = tuple[tuple[int, int], tuple[int, int]]
 SAME = (1, 1), (1, 1)  # around a 3x3 of stride 1
 
 
-@functools.cache
-def usable() -> bool:
-  """Whether convolutions on this machine should be oneDNN's.
+def usable(dtype: Any) -> bool:
+  """Whether convolutions in this dtype should be oneDNN's, on this machine.
 
-  On one CPU device, since XLA cannot spread a custom call over several; with instructions for
-  bfloat16, without which oneDNN's would be slow; and where a process of its own gets the right
-  numbers, since a call that this jaxlib reads otherwise would end the process that tries it.
+  In float32, and in bfloat16 where there are instructions for it, without which it is slow. On one
+  CPU device, since XLA cannot spread a custom call over several.
   """
-  if jax.default_backend() != "cpu" or jax.device_count() > 1 or not _has_bfloat16():
+  dtype = jnp.dtype(dtype)
+  if dtype not in (jnp.float32, jnp.bfloat16) or (dtype == jnp.bfloat16 and not _has_bfloat16()):
     return False
-  command = [sys.executable, "-m", "sr_jax.onednn"]
-  folder = pathlib.Path(__file__).parent.parent
-  environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-  trial = subprocess.run(command, cwd=folder, env=environment, capture_output=True, check=False)
-  return trial.returncode == 0
+  return jax.default_backend() == "cpu" and jax.device_count() == 1 and _works()
 
 
 def _has_bfloat16() -> bool:
@@ -53,68 +46,114 @@ def _has_bfloat16() -> bool:
   return facts.exists() and "avx512_bf16" in facts.read_text()
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def conv(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
-  """Convolves, multiplying bfloat16. It has reverse-mode derivatives only.
+@functools.cache
+def _works() -> bool:
+  """Whether a process of its own gets the right numbers.
+
+  A call that this jaxlib reads in another way would end the process that tries it.
+  """
+  command = [sys.executable, "-m", "sr_jax.onednn"]
+  folder = pathlib.Path(__file__).parent.parent
+  environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+  trial = subprocess.run(command, cwd=folder, env=environment, capture_output=True, check=False)
+  return trial.returncode == 0
+
+
+def conv(
+  x: jax.Array, kernel: jax.Array, stride: int, padding: Padding, dtype: jnp.dtype
+) -> jax.Array:
+  """Convolves. It has reverse-mode derivatives only.
 
   Args:
-    x: [N, H, W, C], float32 or bfloat16.
+    x: [N, H, W, C], of any float dtype.
     kernel: [h, w, C, F].
     stride: of both axes.
     padding: rows of zeros above and below, columns left and right.
+    dtype: what to round the operands to, float32 or bfloat16.
 
   Returns:
     [N, H', W', F], float32.
   """
+  if stride == 1:
+    return _conv(x, kernel, padding, dtype)
+  # Each stride x stride pixels as one, with their channels side by side: a convolution of stride 1,
+  # whose gradients are convolutions without zeros in between.
+  n, _, _, c = x.shape
+  taps = [-(-side // stride) for side in kernel.shape[:2]]
   sides = zip(x.shape[1:3], kernel.shape[:2], padding, strict=True)
   out = [(side + sum(around) - k) // stride + 1 for side, k, around in sides]
+  pixels = [size + tap - 1 for size, tap in zip(out, taps, strict=True)]
+  ends = [
+    (low, stride * pixel - side - low, 0)  # negative cuts off what no tap reaches
+    for (low, _), pixel, side in zip(padding, pixels, x.shape[1:3], strict=True)
+  ]
+  x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *ends, (0, 0, 0)))
+  x = x.reshape(n, pixels[0], stride, pixels[1], stride, c).transpose(0, 1, 3, 2, 4, 5)
+  missing = [(0, stride * tap - side) for tap, side in zip(taps, kernel.shape[:2], strict=True)]
+  kernel = jnp.pad(kernel, (*missing, (0, 0), (0, 0)))
+  kernel = kernel.reshape(taps[0], stride, taps[1], stride, c, -1).transpose(0, 2, 1, 3, 4, 5)
+  x, kernel = x.reshape(n, *pixels, -1), kernel.reshape(*taps, stride**2 * c, -1)
+  return _conv(x, kernel, ((0, 0), (0, 0)), dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _conv(x: jax.Array, kernel: jax.Array, padding: Padding, dtype: jnp.dtype) -> jax.Array:
+  """Of stride 1."""
+  return _convolution(x, kernel, padding, dtype)
+
+
+def _forward(x, kernel, padding, dtype):
+  return _conv(x, kernel, padding, dtype), (x, kernel)
+
+
+def _backward(padding, dtype, inputs, gradient: jax.Array):
+  x, kernel = inputs
+  sides = zip(kernel.shape[:2], padding, strict=True)
+  around = tuple((k - 1 - low, k - 1 - high) for k, (low, high) in sides)
+  # oneDNN swaps the channels as it reads them, sooner than XLA would.
+  turned = jnp.flip(kernel, (0, 1))
+  x_gradient = _convolution(gradient, turned, around, dtype, inputs=3).astype(x.dtype)
+  return x_gradient, _kernel_gradient(x, gradient, kernel.shape, padding, dtype)
+
+
+_conv.defvjp(_forward, _backward)
+
+
+def _convolution(
+  x: jax.Array, kernel: jax.Array, padding: Padding, dtype: jnp.dtype, inputs: int = 2
+) -> jax.Array:
+  """Convolves with stride 1; `inputs` is the kernel's dimension of x's channels, 2 or 3."""
+  sides = zip(x.shape[1:3], kernel.shape[:2], padding, strict=True)
+  out = [side + sum(around) - k + 1 for side, k, around in sides]
   image = {"data": {"batch_dim": 0, "feature_dim": 3, "spatial_dims": [1, 2]}}
-  filters = {"input_feature_dim": 2, "output_feature_dim": 3, "spatial_dims": [0, 1]}
+  filters = {"input_feature_dim": inputs, "output_feature_dim": 5 - inputs, "spatial_dims": [0, 1]}
   window = {
     "pad_left": [low for low, _ in padding],
     "pad_right": [high for _, high in padding],
-    "strides": [stride] * 2,
+    "strides": [1, 1],
     "window_dilations": [1, 1],
   }
   config = {"dims": 4, "feature_groups": 1, "input": image, "output": image}
   config |= {"kernel": {"filter": filters}, "window": window}
-  shape = x.shape[0], *out, kernel.shape[3]
-  return _call("convolution", {"onednn_conv_config": config}, shape, _round(x), _round(kernel))
-
-
-def _forward(x, kernel, stride, padding):
-  return conv(x, kernel, stride, padding), (x, kernel)
-
-
-def _backward(stride, padding, inputs, gradient: jax.Array):
-  x, kernel = inputs
-  # The transposed convolution: stride becomes zeros between the pixels.
-  apart = ((0, 0, 0), (0, 0, stride - 1), (0, 0, stride - 1), (0, 0, 0))
-  spread = lax.pad(gradient, jnp.zeros((), gradient.dtype), apart) if stride > 1 else gradient
-  around = []
-  for i in range(2):
-    low = kernel.shape[i] - 1 - padding[i][0]
-    around.append((low, x.shape[1 + i] - spread.shape[1 + i] + kernel.shape[i] - 1 - low))
-  x_gradient = conv(spread, turned(kernel), 1, tuple(around)).astype(x.dtype)
-  return x_gradient, _kernel_gradient(x, gradient, kernel.shape, stride, padding)
-
-
-conv.defvjp(_forward, _backward)
+  operands = x.astype(dtype), kernel.astype(dtype)
+  shape = x.shape[0], *out, kernel.shape[5 - inputs]
+  return _call("convolution", {"onednn_conv_config": config}, shape, *operands)
 
 
 def transform_kernel(kernel: jax.Array) -> jax.Array:
-  """What `convolve` takes of a kernel: the kernel, rounded."""
-  return _round(kernel)
+  """What `convolve` takes of a kernel: the kernel, rounded to bfloat16."""
+  return kernel.astype(jnp.bfloat16)
 
 
 def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """Convolves x [N, H, W, C] with [3, 3, C, F], stride 1 and zeros around: float32 [N, H, W, F]."""
-  return conv(x, kernel, 1, SAME)
+  """Convolves x [N, H, W, C] with [3, 3, C, F] in bfloat16, zeros around: float32 [N, H, W, F]."""
+  return _conv(x, kernel, SAME, jnp.bfloat16)
 
 
 def kernel_gradient(x: jax.Array, gradient: jax.Array) -> jax.Array:
   """Of `convolve`: [3, 3, C, F] of x [N, H, W, C] and the output's gradient [N, H, W, F]."""
-  return _kernel_gradient(x, gradient, (3, 3, x.shape[-1], gradient.shape[-1]), 1, SAME)
+  shape = 3, 3, x.shape[-1], gradient.shape[-1]
+  return _kernel_gradient(x, gradient, shape, SAME, jnp.bfloat16)
 
 
 def chunks(x: jax.Array) -> jax.Array:
@@ -123,7 +162,11 @@ def chunks(x: jax.Array) -> jax.Array:
 
 
 def _kernel_gradient(
-  x: jax.Array, gradient: jax.Array, shape: tuple[int, ...], stride: int, padding: Padding
+  x: jax.Array,
+  gradient: jax.Array,
+  shape: tuple[int, ...],
+  padding: Padding,
+  dtype: jnp.dtype,
 ) -> jax.Array:
   """Sums over all pixels: [h, w, C, F] of x [N, H, W, C] and the output's gradient.
 
@@ -132,22 +175,22 @@ def _kernel_gradient(
   """
   kh, kw, c, f = shape
   n, h, w, _ = gradient.shape
-  below, end = stride * (h - 1), stride * (w - 1) + 1
+  none = 0, 0
 
   def of_images(x: jax.Array, gradient: jax.Array) -> jax.Array:
-    # As integers, which XLA copies as they are.
-    x, gradient = (lax.bitcast_convert_type(_round(a), jnp.uint16) for a in (x, gradient))
-    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))[:, : below + kh]
-    x = jnp.concatenate([x[:, :, j : j + end : stride] for j in range(kw)], axis=-1)
-    zero, none = jnp.zeros((), jnp.uint16), (0, 0, 0)
-    moved = [
-      lax.pad(gradient, zero, (none, (i, kh - 1 - i, stride - 1), none, none)) for i in range(kh)
-    ]
+    x, gradient = x.astype(dtype), gradient.astype(dtype)
+    if dtype == jnp.bfloat16:  # as integers, which XLA copies as they are
+      x, gradient = (lax.bitcast_convert_type(a, jnp.uint16) for a in (x, gradient))
+    x = jnp.pad(x, (none, *padding, none))
+    x = jnp.concatenate([x[:, :, j : j + w] for j in range(kw)], axis=-1)
+    moved = [jnp.pad(gradient, (none, (i, kh - 1 - i), none, none)) for i in range(kh)]
     gradient = jnp.concatenate(moved, axis=-1)
-    x, gradient = (lax.bitcast_convert_type(a, jnp.bfloat16) for a in (x, gradient))
+    if dtype == jnp.bfloat16:
+      x, gradient = (lax.bitcast_convert_type(a, dtype) for a in (x, gradient))
     return _matmul(x.reshape(-1, kw * c), gradient.reshape(-1, kh * f))
 
-  images = max(1, PASS_BYTES // (2 * (below + kh) * w * (kw * c + kh * f)))
+  size = jnp.dtype(dtype).itemsize
+  images = max(1, PASS_BYTES // (size * (h + kh - 1) * w * (kw * c + kh * f)))
   images = max(k for k in range(1, min(n, images) + 1) if n % k == 0)
   if images == n:
     total = of_images(x, gradient)
@@ -159,7 +202,7 @@ def _kernel_gradient(
 
 
 def _matmul(a: jax.Array, b: jax.Array) -> jax.Array:
-  """a^T b of bfloat16, in float32: [P, M] and [P, N] -> [M, N]."""
+  """a^T b, in float32: [P, M] and [P, N] -> [M, N]."""
   config = {"onednn_matmul_config": {"transpose_a": True}}
   return _call("matmul", config, (a.shape[1], b.shape[1]), a, b)
 
@@ -179,12 +222,8 @@ def _call(name: str, config: dict[str, Any], shape: tuple[int, ...], *operands) 
   )(*operands)
 
 
-def _round(x: jax.Array) -> jax.Array:
-  return x.astype(jnp.bfloat16)
-
-
 def _try() -> None:
-  """Compares a convolution and its gradients with XLA's, of values that bfloat16 has."""
+  """Compares a convolution and its gradients with XLA's, of small integers: all are exact."""
   shapes, rng = ((2, 7, 8, 16), (3, 3, 16, 32)), np.random.default_rng(0)
   x, kernel = (rng.integers(-3, 4, shape).astype(np.float32) for shape in shapes)
 
@@ -192,13 +231,15 @@ def _try() -> None:
     numbers = ("NHWC", "HWIO", "NHWC")
     return lax.conv_general_dilated(x, kernel, (2, 2), SAME, dimension_numbers=numbers)
 
-  results = []
-  for f in (lambda x, kernel: conv(x, kernel, 2, SAME), by_xla):
+  def results(f):
     y, back = jax.vjp(jax.jit(f), x, kernel)
-    results.append((y, *back(jnp.sign(y))))
-  for ours, theirs in zip(*results, strict=True):
-    if not np.array_equal(ours, theirs):
-      raise ValueError("oneDNN's numbers differ from XLA's")
+    return y, *back(jnp.sign(y))
+
+  expected = results(by_xla)
+  for dtype in (jnp.float32, jnp.bfloat16):
+    actual = results(lambda x, kernel, dtype=dtype: conv(x, kernel, 2, SAME, dtype))
+    if not all(map(np.array_equal, actual, expected)):
+      raise ValueError(f"oneDNN's numbers in {dtype.__name__} differ from XLA's")
 
 
 if __name__ == "__main__":

@@ -45,7 +45,6 @@ GROUPS = [
   {"main"},
 ]
 WITHIN_A_GROUP = {
-  ("onednn", "winograd"),
   ("dense_block", "winograd"),
   ("layers", "winograd"),
   ("layers", "onednn"),

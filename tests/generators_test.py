@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sr_jax import onednn
 from sr_jax.formats import state_dicts
 from sr_jax.generators import GENERATORS, MSRResNet, ResidualNet, RRDBNet, SRResNet
 
@@ -250,13 +251,14 @@ def test_dense_blocks_are_by_source_on_a_gpu(monkeypatch):
 
 
 @pytest.mark.parametrize(
-  "devices, features, growth, convolutions", [(1, 32, 32, 2), (1, 32, 16, 21), (8, 32, 32, 21)]
+  "devices, features, growth, convolutions", [(1, 32, 32, 1), (1, 32, 16, 21), (8, 32, 32, 21)]
 )
 def test_dense_blocks_are_winograds_on_one_cpu(
   devices, features, growth, convolutions, monkeypatch
 ):
-  """Then only the first and the last convolution are left; narrow ones would not gain."""
+  """Then only the last convolution is left; narrow ones would not gain."""
   monkeypatch.setattr(jax, "device_count", lambda: devices)
+  monkeypatch.setattr(onednn, "_works", lambda: False)
   jax.clear_caches()
   lr = jnp.zeros((1, 8, 8, 3))
   net = RRDBNet(features=features, blocks=1, growth=growth)
@@ -281,12 +283,12 @@ def test_training_on_a_cpu_unrolls_and_all_else_loops(monkeypatch):
   assert not body_loops(net, train=True)
   assert body_loops(net, train=False)
   assert body_loops(RRDBNet(features=4, growth=4, blocks=2, unroll=1), train=True)
-  # Winograd's form has other loops too, so count: those of the first layer, no more.
+  # Winograd's form has other loops too, so count: it needs none, having no convolutions to unroll.
   net = RRDBNet(features=8, growth=8, blocks=3, dense="winograd")
   lr = jnp.zeros((1, 4, 4, 3))
   variables = jax.eval_shape(lambda: net.init(jax.random.key(0), lr, train=False))
   loss = jax.grad(lambda v: jnp.sum(net.apply(v, lr, train=True)))
-  assert jax.jit(loss).lower(variables).as_text().count("stablehlo.convolution") == 2
+  assert jax.jit(loss).lower(variables).as_text().count("stablehlo.convolution") == 0
   monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
   assert body_loops(net, train=True)
 

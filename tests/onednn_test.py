@@ -18,11 +18,8 @@ from sr_jax import vgg
 @pytest.fixture(scope="module")
 def works():
   """Skips where a process of its own does not get the right numbers."""
-  with pytest.MonkeyPatch.context() as patched:
-    patched.setattr(jax, "device_count", lambda: 1)
-    patched.setattr(onednn, "_has_bfloat16", lambda: True)  # without, it is slow and no more
-    if not onednn.usable.__wrapped__():
-      pytest.skip("this jaxlib does not compute by oneDNN")
+  if not onednn._works():
+    pytest.skip("this jaxlib does not compute by oneDNN")
 
 
 @pytest.fixture(autouse=True)
@@ -37,16 +34,16 @@ def programs_are_kept_again():
 @pytest.fixture
 def used(works, monkeypatch):
   """Networks in bfloat16 compute by oneDNN, as on one CPU device."""
-  monkeypatch.setattr(onednn, "usable", lambda: True)
+  monkeypatch.setattr(onednn, "usable", lambda dtype: jnp.dtype(dtype) == jnp.bfloat16)
   jax.clear_caches()
   yield
   jax.clear_caches()
 
 
-def draw(*shapes, seed=0):
-  """Values that bfloat16 has."""
+def draw(*shapes, dtype, seed=0):
+  """Values that a dtype has, as float32."""
   rng = np.random.default_rng(seed)
-  return [rng.normal(size=s).astype(jnp.bfloat16).astype(np.float32) for s in shapes]
+  return [rng.normal(size=shape).astype(dtype).astype(np.float32) for shape in shapes]
 
 
 CASES = [  # sides, channels, features, kernel, stride, padding
@@ -60,23 +57,23 @@ CASES = [  # sides, channels, features, kernel, stride, padding
 ]
 
 
-@pytest.mark.parametrize("pass_bytes", [2**25, 1000])
+@pytest.mark.parametrize("dtype, pass_bytes", [(jnp.bfloat16, 2**25), (jnp.float32, 1000)])
 @pytest.mark.parametrize("sides, channels, features, kernel, stride, padding", CASES)
 def test_convolution(
-  works, monkeypatch, pass_bytes, sides, channels, features, kernel, stride, padding
+  works, monkeypatch, dtype, pass_bytes, sides, channels, features, kernel, stride, padding
 ):
   """Of rounded operands, so that float32's sums are all that differs."""
   monkeypatch.setattr(onednn, "PASS_BYTES", pass_bytes)
   around = ((padding, padding),) * 2
-  x, w = draw((2, *sides, channels), (kernel, kernel, channels, features))
+  x, w = draw((2, *sides, channels), (kernel, kernel, channels, features), dtype=dtype)
 
   def by_xla(x, w):
     numbers = ("NHWC", "HWIO", "NHWC")
     return lax.conv_general_dilated(x, w, (stride, stride), around, dimension_numbers=numbers)
 
   expected, back = jax.vjp(by_xla, x, w)
-  (cotangent,) = draw(expected.shape, seed=1)
-  actual, ours = jax.vjp(jax.jit(lambda x, w: onednn.conv(x, w, stride, around)), x, w)
+  (cotangent,) = draw(expected.shape, dtype=dtype, seed=1)
+  actual, ours = jax.vjp(jax.jit(lambda x, w: onednn.conv(x, w, stride, around, dtype)), x, w)
   for a, b in zip((actual, *ours(cotangent)), (expected, *back(cotangent)), strict=True):
     assert a.shape == b.shape and a.dtype == b.dtype == jnp.float32
     assert np.abs(a - b).max() <= 1e-5 * np.abs(b).max()
@@ -84,7 +81,7 @@ def test_convolution(
 
 def test_it_multiplies_bfloat16_and_keeps_float32(works):
   x = jnp.full((1, 1, 1, 1), 1 + 2**-7 + 2**-9)  # a quarter of a unit of bfloat16 too much
-  y = onednn.conv(x, jnp.full((1, 1, 1, 1), 1 + 2**-7), 1, ((0, 0), (0, 0)))
+  y = onednn.conv(x, jnp.full((1, 1, 1, 1), 1 + 2**-7), 1, ((0, 0), (0, 0)), jnp.bfloat16)
   assert float(y[0, 0, 0, 0]) == (1 + 2**-7) ** 2  # which bfloat16 does not have
 
 
@@ -109,12 +106,14 @@ def random_variables(net, image):
   return jax.tree_util.tree_map_with_path(values, shapes)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_networks_in_bfloat16_are_the_same_ones(name, works, monkeypatch):
-  """Same parameters; output and gradients as near to float32's as XLA's bfloat16, or nearer."""
+@pytest.mark.parametrize(
+  "name, dtype", [*((name, "bfloat16") for name in NETWORKS), ("vgg", "float32")]
+)
+def test_networks_are_the_same_ones(name, dtype, works, monkeypatch):
+  """Same parameters; output and gradients as near to XLA's in float32 as XLA's, or nearer."""
   side = 32 if name == "vgg" else 8
   image = np.random.default_rng(0).uniform(size=(2, side, side, 3)).astype(np.float32)
-  exact, net = NETWORKS[name](), NETWORKS[name](dtype="bfloat16")
+  exact, net = NETWORKS[name](), NETWORKS[name](dtype=dtype)
   variables = random_variables(exact, image)
 
   def out_and_gradients(net):
@@ -134,13 +133,13 @@ def test_networks_in_bfloat16_are_the_same_ones(name, works, monkeypatch):
   expected, _ = out_and_gradients(exact)
   by_xla, has_convolutions = out_and_gradients(net)
   assert has_convolutions
-  monkeypatch.setattr(onednn, "usable", lambda: True)
+  monkeypatch.setattr(onednn, "usable", lambda dtype: True)
   jax.clear_caches()
   shapes = jax.eval_shape(lambda: net.init(jax.random.key(0), image, train=False))
   assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, variables)
   by_onednn, has_convolutions = out_and_gradients(net)
   assert not has_convolutions
-  assert 1e-4 < error(by_onednn) < 1.2 * error(by_xla)
+  assert error(by_onednn) < (1e-5 if dtype == "float32" else 1.2 * error(by_xla))
   jax.clear_caches()
 
 
@@ -182,33 +181,36 @@ def test_it_trains_in_a_loop(used):
 
 
 @pytest.mark.parametrize(
-  "backend, devices, instructions, status, expected",
+  "backend, devices, dtype, instructions, status, expected",
   [
-    ("cpu", 1, True, 0, True),
-    ("gpu", 1, True, 0, False),
-    ("cpu", 2, True, 0, False),
-    ("cpu", 1, False, 0, False),
-    ("cpu", 1, True, -6, False),
+    ("cpu", 1, "float32", False, 0, True),
+    ("cpu", 1, "bfloat16", True, 0, True),
+    ("cpu", 1, "bfloat16", False, 0, False),
+    ("cpu", 1, "float64", True, 0, False),
+    ("gpu", 1, "float32", True, 0, False),
+    ("cpu", 2, "float32", True, 0, False),
+    ("cpu", 1, "float32", True, -6, False),
   ],
 )
-def test_where_it_is_used(monkeypatch, backend, devices, instructions, status, expected):
+def test_where_it_is_used(monkeypatch, backend, devices, dtype, instructions, status, expected):
   monkeypatch.setattr(jax, "default_backend", lambda: backend)
   monkeypatch.setattr(jax, "device_count", lambda: devices)
   monkeypatch.setattr(onednn, "_has_bfloat16", lambda: instructions)
+  monkeypatch.setattr(onednn, "_works", onednn._works.__wrapped__)
   ended = subprocess.CompletedProcess([], status)
   monkeypatch.setattr(subprocess, "run", lambda *arguments, **options: ended)
-  assert onednn.usable.__wrapped__() is expected
+  assert onednn.usable(dtype) is expected
 
 
 def test_numbers_that_differ_end_the_trial(monkeypatch):
-  monkeypatch.setattr(onednn, "conv", lambda x, kernel, stride, padding: 0 * x[..., :1])
+  monkeypatch.setattr(onednn, "conv", lambda x, kernel, *_: 0 * x[..., :1] + 0 * kernel.sum())
   with pytest.raises(ValueError, match="differ"):
     onednn._try()
 
 
 def test_no_program_is_kept_that_cannot_be(works):
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-  jax.jit(lambda x: onednn.conv(x, jnp.ones((3, 3, 8, 8)), 1, onednn.SAME)).lower(
+  jax.jit(lambda x: onednn.conv(x, jnp.ones((3, 3, 8, 8)), 1, onednn.SAME, jnp.float32)).lower(
     jnp.ones((1, 4, 4, 8))
   )
   assert jax.config.jax_persistent_cache_min_compile_time_secs > 1e6
