@@ -30,6 +30,7 @@ from jax.experimental import topologies
 
 from benchmarks import side_by_side
 from sr_jax import cli
+from sr_jax import onednn
 from sr_jax import sharding
 from sr_jax import train
 from sr_jax import vgg
@@ -139,7 +140,8 @@ def compile_step(config: Any, topology: str, crops: int) -> tuple[Any, train.Sta
     for name, n in (("lr", config.scale), ("hr", 1))
   }
   step = train.make_step(stage, weights)
-  lowered = step.lower(stage.abstract, batch, weights.params if weights else None)
+  with onednn.left_to_xla():
+    lowered = step.lower(stage.abstract, batch, weights.params if weights else None)
   begin = time.monotonic()
   return lowered.compile(), stage, time.monotonic() - begin
 

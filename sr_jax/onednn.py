@@ -9,12 +9,15 @@ convolutions should be, since XLA computes on bfloat16, and copies it even, by w
 The call is no part of what JAX promises: `usable` tries it first. docs/cpu.md has the times.
 """
 
+import contextlib
+import contextvars
 import functools
 import json
 import os
 import pathlib
 import subprocess
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -28,6 +31,8 @@ PASS_BYTES = 32 * 2**20
 Padding = tuple[tuple[int, int], tuple[int, int]]
 SAME = (1, 1), (1, 1)  # around a 3x3 of stride 1
 
+_left_to_xla = contextvars.ContextVar("left_to_xla", default=False)
+
 
 def usable(dtype: Any) -> bool:
   """Whether convolutions in this dtype should be oneDNN's, on this machine.
@@ -36,9 +41,21 @@ def usable(dtype: Any) -> bool:
   CPU device, since XLA cannot spread a custom call over several.
   """
   dtype = jnp.dtype(dtype)
+  if _left_to_xla.get():
+    return False
   if dtype not in (jnp.float32, jnp.bfloat16) or (dtype == jnp.bfloat16 and not _has_bfloat16()):
     return False
   return jax.default_backend() == "cpu" and jax.device_count() == 1 and _works()
+
+
+@contextlib.contextmanager
+def left_to_xla() -> Iterator[None]:
+  """Convolutions that are traced inside are XLA's: for programs of other machines."""
+  token = _left_to_xla.set(True)
+  try:
+    yield
+  finally:
+    _left_to_xla.reset(token)
 
 
 def _has_bfloat16() -> bool:

@@ -13,6 +13,7 @@ from sr_jax import evaluate
 from sr_jax import generators
 from sr_jax import onednn
 from sr_jax import vgg
+from sr_jax.formats import stablehlo_export
 
 
 @pytest.fixture(scope="module")
@@ -214,3 +215,22 @@ def test_no_program_is_kept_that_cannot_be(works):
     jnp.ones((1, 4, 4, 8))
   )
   assert jax.config.jax_persistent_cache_min_compile_time_secs > 1e6
+
+
+def test_programs_of_other_machines_are_left_to_xla(works, monkeypatch):
+  monkeypatch.setattr(jax, "device_count", lambda: 1)
+  jax.clear_caches()
+  net = NETWORKS["srresnet"]()
+  variables = random_variables(net, np.zeros((1, 8, 8, 3), np.float32))
+
+  def program():
+    return jax.jit(lambda v, x: net.apply(v, x, train=False)).lower(
+      variables, jnp.zeros((1, 8, 8, 3))
+    )
+
+  assert "__onednn$convolution" in program().as_text()
+  with onednn.left_to_xla():
+    assert "__onednn" not in program().as_text()
+  kwargs = {"features": 8, "blocks": 2, "scale": 2}
+  assert b"__onednn" not in stablehlo_export.to_stablehlo("srresnet", kwargs, variables)
+  jax.clear_caches()

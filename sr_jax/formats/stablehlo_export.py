@@ -13,6 +13,7 @@ import jax
 import jax.export
 import jax.numpy as jnp
 
+from sr_jax import onednn
 from sr_jax.generators import GENERATORS
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -61,9 +62,10 @@ def to_stablehlo(
   frames = jax.config.jax_traceback_in_locations_limit
   jax.config.update("jax_traceback_in_locations_limit", 0)
   try:
-    exported = jax.export.export(jax.jit(upscale), platforms=tuple(platforms))(
-      jax.ShapeDtypeStruct(shape, jnp.float32)
-    )
+    with onednn.left_to_xla():
+      exported = jax.export.export(jax.jit(upscale), platforms=tuple(platforms))(
+        jax.ShapeDtypeStruct(shape, jnp.float32)
+      )
   finally:
     jax.config.update("jax_traceback_in_locations_limit", frames)
   return bytes(exported.serialize())
