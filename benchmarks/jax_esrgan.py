@@ -20,6 +20,7 @@ from benchmarks import side_by_side
 from sr_jax import discriminators
 from sr_jax import losses
 from sr_jax import model_file
+from sr_jax import onednn
 from sr_jax import schedules
 from sr_jax import sharding
 from sr_jax import train_state
@@ -137,6 +138,7 @@ def prepare(row: dict[str, Any], case: dict[str, Any]) -> side_by_side.Prepared:
   device = jax.devices()[0]
   mesh = sharding.create_mesh([device])
   replicated = sharding.replicated(mesh)
+  onednn.usable(dtype)  # its trial, once a process, is no compilation
   if case["what"] == "infer":
     generator = make_generator(networks, how, dtype)
     lr = jnp.zeros((1, 8, 8, 3))
@@ -196,6 +198,7 @@ def prepare(row: dict[str, Any], case: dict[str, Any]) -> side_by_side.Prepared:
     "device": device.device_kind,
     "version": jax.__version__,
     "compile_s": compile_s,
+    "kept": "__onednn$" not in program.as_text(),
     "program_bytes": _program_bytes(program),
     "parameters": parameters,
   }

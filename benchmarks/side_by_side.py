@@ -180,8 +180,8 @@ def measure(
     case: JSON for the workers.
     rounds: how many.
     seconds: about so long is a round of each row.
-    cold_start: JAX's rows get an empty folder for compiled programs and a second process that
-      compiles again from it: 'compile_s' and 'cached_compile_s'.
+    cold_start: JAX's rows get an empty folder for compiled programs and, where they are 'kept', a
+      second process that compiles again from it: 'compile_s' and 'cached_compile_s'.
 
   Returns:
     The rows with what was measured: 'seconds' a step, 'cpu_seconds', JAX's 'matmul_flops' a
@@ -202,7 +202,7 @@ def measure(
         print(f"  {result['name']} ...", file=sys.stderr, flush=True)
         workers[i] = Worker(result, environment)
         answer = workers[i].ask(case=case, seconds=seconds)
-        if environment and "error" not in answer:
+        if environment and answer.get("kept"):
           again = Worker(result, environment)
           answer["cached_compile_s"] = again.ask(case=case, once=True).get("compile_s")
           again.close()

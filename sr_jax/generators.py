@@ -138,8 +138,8 @@ class RRDBNet(nn.Module):
     input_unshuffle: pixel-unshuffle of the input: BasicSR's x2 models have 2, its x1 models 4, and
       upsample x4 inside.
     dense: how a dense block is computed: 'concat', as printed; 'by_source', the same numbers by
-      wider convolutions; 'winograd', by `winograd.py`, as are then all convolutions (no
-      forward-mode derivatives). '' chooses for the backend.
+      wider convolutions; 'winograd', by `winograd.py`, as are then all convolutions. '' chooses for
+      the backend and dtype. On a CPU there are first derivatives only, in reverse mode.
     unroll: blocks in one iteration of the loop; 0 chooses, see `_repeat`.
     remat: recompute each block in the backward pass instead of storing its activations.
     dtype: to compute in, or its name; parameters are float32.
@@ -166,7 +166,7 @@ class RRDBNet(nn.Module):
     """Upscales lr [N, h, w, c] in [0, 1] to float32 [N, h * scale, w * scale, out_channels]."""
     if self.input_unshuffle > 1:
       lr = pixel_unshuffle(lr, self.input_unshuffle)
-    dense = self.dense or _fastest_dense(self.features, self.growth, self.dtype)
+    dense = self.dense or _fastest_dense(self)
     winograd = dense == "winograd"
     x = conv(lr, self.features, name="conv_first", winograd=winograd, dtype=self.dtype)
     block = _RRDB(self.growth, self.residual_scale, dense, self.dtype, name="body")
@@ -262,7 +262,7 @@ class _DenseBlock(nn.Module):
     A convolution that makes 192, 160, ... channels fills an accelerator better than one that makes
     32 of as many, and nothing is copied side by side.
     """
-    if jnp.dtype(self.dtype) == jnp.bfloat16 and onednn.usable(self.dtype):
+    if _rounds_by_onednn(self):
       return dense_block(onednn, x, *self._parameters(x.shape[-1]), Inside()(x))
     kernels, biases = self._parameters(x.shape[-1])
     return sum_by_source(
@@ -304,18 +304,24 @@ class _RRDB(nn.Module):
     return y * self.residual_scale + x
 
 
-def _fastest_dense(features: int, growth: int, dtype: Any) -> str:
+def _fastest_dense(net: RRDBNet) -> str:
   """The way to compute dense blocks on the default backend.
 
-  Winograd's form needs channels to be worth its transforms, and works on a few images of the batch
-  at a time, which should not be spread over devices.
+  Winograd's form needs channels to be worth its transforms, works on a few images of the batch at a
+  time, which should not be spread over devices, and computes in float32.
   """
-  backend = jax.default_backend()
-  if jnp.dtype(dtype) == jnp.bfloat16 and onednn.usable(dtype):
+  if _rounds_by_onednn(net):
     return "by_source"
-  if backend == "cpu" and jax.device_count() == 1 and min(features, growth) >= 32:
+  backend = jax.default_backend()
+  if backend == "cpu" and jax.device_count() == 1 and min(net.features, net.growth) >= 32:
     return "winograd"
   return "by_source" if backend == "gpu" else "concat"
+
+
+def _rounds_by_onednn(module: nn.Module) -> bool:
+  """Whether it computes in bfloat16 by oneDNN; initialising needs no numbers, and no trial."""
+  rounds = jnp.dtype(module.dtype) == jnp.bfloat16 and not module.is_initializing()
+  return rounds and onednn.usable(module.dtype)
 
 
 def _repeat(
@@ -328,8 +334,8 @@ def _repeat(
   to 30 times slower than straight-line code's; all else, Winograd's form and oneDNN's too, loops,
   which compiles in a fraction of the time.
   """
-  fast = winograd or onednn.usable(net.dtype)
-  slow = train and not fast and jax.default_backend() == "cpu"
+  on_cpu = train and jax.default_backend() == "cpu"
+  slow = on_cpu and not (winograd or onednn.usable(net.dtype))
   unroll = net.unroll or (net.blocks if slow else 1)
 
   def step(block, x, _):

@@ -68,11 +68,11 @@ def conv(
     dtype: to compute in, a dtype or its name; parameters are float32.
 
   Returns:
-    [N, H', W', features], H' = (H + 2 p - kernel_size) // stride + 1, in `dtype`; in float32 by
-    oneDNN.
+    [N, H', W', features] in `dtype`, but always float32 where oneDNN computes; H' = (H + 2 p -
+    kernel_size) // stride + 1.
   """
   fan_in = kernel_size**2 * x.shape[-1]
-  return (_WinogradConv if winograd else _conv_class(dtype))(
+  return (_WinogradConv if winograd else _Conv)(
     features,
     (kernel_size, kernel_size),
     stride,
@@ -85,15 +85,16 @@ def conv(
   )(x)
 
 
-def _conv_class(dtype: Any) -> type[nn.Conv]:
-  return _OneDnnConv if onednn.usable(dtype) else nn.Conv
+class _Conv(nn.Conv):
+  """A convolution of one stride and padding, by `onednn.conv` where that is usable.
 
-
-class _OneDnnConv(nn.Conv):
-  """A convolution by `onednn.conv`; all but its operands is float32."""
+  All but the operands is float32 then.
+  """
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
+    if self.is_initializing() or not onednn.usable(self.dtype):
+      return super().__call__(x)
     shape = (*self.kernel_size, x.shape[-1], self.features)
     kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
     padding = ((self.padding, self.padding),) * 2
@@ -147,7 +148,7 @@ class ConvParams(nn.Module):
 def apply_conv(x: jax.Array, kernel: jax.Array, *, dtype: Any = jnp.float32) -> jax.Array:
   """Convolves x [N, H, W, C] as `conv`, with a kernel [3, 3, C, features] of elsewhere; no bias."""
   fields = {"padding": 1, "use_bias": False, "dtype": jnp.dtype(dtype)}
-  layer = _conv_class(dtype)(kernel.shape[-1], (3, 3), **fields)
+  layer = _Conv(kernel.shape[-1], (3, 3), **fields)
   return layer.apply({"params": {"kernel": kernel}}, x)
 
 
@@ -178,7 +179,7 @@ def spectral_conv(
   Returns:
     [N, H', W', features] in `dtype`; as `conv`'s.
   """
-  layer = _conv_class(dtype)(
+  layer = _Conv(
     features,
     (kernel_size, kernel_size),
     stride,

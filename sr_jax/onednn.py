@@ -38,14 +38,14 @@ def usable(dtype: Any) -> bool:
   """Whether convolutions in this dtype should be oneDNN's, on this machine.
 
   In float32, and in bfloat16 where there are instructions for it, without which it is slow. On one
-  CPU device, since XLA cannot spread a custom call over several.
+  CPU device, since XLA cannot spread a custom call over several. SR_JAX_ONEDNN=0 says no.
   """
+  if _left_to_xla.get() or os.environ.get("SR_JAX_ONEDNN") == "0":
+    return False
+  if jax.default_backend() != "cpu" or jax.device_count() > 1:
+    return False
   dtype = jnp.dtype(dtype)
-  if _left_to_xla.get():
-    return False
-  if dtype not in (jnp.float32, jnp.bfloat16) or (dtype == jnp.bfloat16 and not _has_bfloat16()):
-    return False
-  return jax.default_backend() == "cpu" and jax.device_count() == 1 and _works()
+  return (dtype == jnp.float32 or (dtype == jnp.bfloat16 and _has_bfloat16())) and _works()
 
 
 @contextlib.contextmanager
@@ -58,6 +58,7 @@ def left_to_xla() -> Iterator[None]:
     _left_to_xla.reset(token)
 
 
+@functools.cache
 def _has_bfloat16() -> bool:
   facts = pathlib.Path("/proc/cpuinfo")
   return facts.exists() and "avx512_bf16" in facts.read_text()
@@ -65,21 +66,35 @@ def _has_bfloat16() -> bool:
 
 @functools.cache
 def _works() -> bool:
-  """Whether a process of its own gets the right numbers.
+  """Whether a process of its own gets the right numbers; says so where it does not.
 
   A call that this jaxlib reads in another way would end the process that tries it.
   """
   command = [sys.executable, "-m", "sr_jax.onednn"]
-  folder = pathlib.Path(__file__).parent.parent
-  environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-  trial = subprocess.run(command, cwd=folder, env=environment, capture_output=True, check=False)
-  return trial.returncode == 0
+  options = {
+    "cwd": pathlib.Path(__file__).parent.parent,
+    "env": {**os.environ, "JAX_PLATFORMS": "cpu"},
+    "start_new_session": True,  # Ctrl-C is for this process alone
+    "capture_output": True,
+    "text": True,
+    "timeout": 120,
+  }
+  try:
+    trial = subprocess.run(command, check=False, **options)
+  except (OSError, subprocess.TimeoutExpired) as error:
+    reason = str(error)
+  else:
+    if trial.returncode == 0:
+      return True
+    reason = f"status {trial.returncode}, {trial.stderr.strip().rpartition(chr(10))[2]}"
+  print(f"convolutions are XLA's, since a trial of oneDNN's failed: {reason}", file=sys.stderr)
+  return False
 
 
 def conv(
   x: jax.Array, kernel: jax.Array, stride: int, padding: Padding, dtype: jnp.dtype
 ) -> jax.Array:
-  """Convolves. It has reverse-mode derivatives only.
+  """Convolves. It has first derivatives only, in reverse mode.
 
   Args:
     x: [N, H, W, C], of any float dtype.
@@ -213,7 +228,7 @@ def _kernel_gradient(
     total = of_images(x, gradient)
   else:
     parts = [array.reshape(-1, images, *array.shape[1:]) for array in (x, gradient)]
-    zeros = jnp.zeros((kw * c, kh * f))
+    zeros = jnp.zeros((kw * c, kh * f), jnp.float32)
     total, _ = lax.scan(lambda total, part: (total + of_images(*part), None), zeros, tuple(parts))
   return total.reshape(kw, c, kh, f).transpose(2, 0, 1, 3)
 
@@ -253,7 +268,7 @@ def _try() -> None:
     return y, *back(jnp.sign(y))
 
   expected = results(by_xla)
-  for dtype in (jnp.float32, jnp.bfloat16):
+  for dtype in (jnp.float32, jnp.bfloat16)[: 1 + _has_bfloat16()]:
     actual = results(lambda x, kernel, dtype=dtype: conv(x, kernel, 2, SAME, dtype))
     if not all(map(np.array_equal, actual, expected)):
       raise ValueError(f"oneDNN's numbers in {dtype.__name__} differ from XLA's")

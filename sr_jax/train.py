@@ -27,6 +27,7 @@ from sr_jax import evaluate
 from sr_jax import logs
 from sr_jax import losses
 from sr_jax import model_file
+from sr_jax import onednn
 from sr_jax import schedules
 from sr_jax import sharding
 from sr_jax import storage
@@ -437,9 +438,10 @@ def make_perceptual(config: Config, weights: vgg.VGG) -> train_step.Perceptual:
     layer, _, weight = entry.partition(":")
     layers[layer] = float(weight or 1)
   image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-  jax.eval_shape(  # raises where these weights do not have a layer
-    lambda params, image: vgg.vgg_features(params, image, tuple(layers)), weights.params, image
-  )
+  with onednn.left_to_xla():  # raises where these weights do not have a layer
+    jax.eval_shape(
+      lambda params, image: vgg.vgg_features(params, image, tuple(layers)), weights.params, image
+    )
   scales = {
     layer: settings.feature_scale
     * vgg.magnitude_factor(layer, weights.convention, settings.magnitude)

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import optax
 
 from sr_jax import losses
+from sr_jax import onednn
 from sr_jax import schedules
 from sr_jax import sharding
 from sr_jax import train_state
@@ -195,7 +196,8 @@ def make_train_step(
       return x.reshape(-1, accumulate_steps, *x.shape[1:]).swapaxes(0, 1)
 
     # XLA's CPU backend runs weight gradients inside a loop 15 to 30 times slower.
-    unroll = accumulate_steps if jax.default_backend() == "cpu" else 1
+    slow = jax.default_backend() == "cpu" and not onednn.usable(dtype)
+    unroll = accumulate_steps if slow else 1
     stats, means = jax.lax.scan(
       micro_step, (stats_g, stats_d), (split(lr), split(hr)), unroll=unroll
     )

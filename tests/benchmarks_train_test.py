@@ -32,7 +32,8 @@ def light_workers(monkeypatch):
   monkeypatch.setenv("OMP_NUM_THREADS", "1")  # threads that wait for one another on a busy machine
 
 
-def test_a_quick_training_run_writes_times_and_the_ratios_of_them(tmp_path, capsys):
+def test_a_quick_training_run_writes_times_and_the_ratios_of_them(tmp_path, capsys, monkeypatch):
+  monkeypatch.setenv("SR_JAX_ONEDNN", "0")  # whose programs cannot be kept
   output = tmp_path / "out" / "train.json"
   train.main(["--quick", "--output", str(output)])
   said, content = capsys.readouterr().out, json.loads(output.read_text())

@@ -1,6 +1,8 @@
 """Tests of sr_jax/onednn.py against XLA's convolutions, and of the networks that compute by it."""
 
 import subprocess
+import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,7 @@ from sr_jax import evaluate
 from sr_jax import generators
 from sr_jax import onednn
 from sr_jax import vgg
+from sr_jax.dense_block import dense_block
 from sr_jax.formats import stablehlo_export
 
 
@@ -33,12 +36,20 @@ def programs_are_kept_again():
 
 
 @pytest.fixture
-def used(works, monkeypatch):
-  """Networks in bfloat16 compute by oneDNN, as on one CPU device."""
-  monkeypatch.setattr(onednn, "usable", lambda dtype: jnp.dtype(dtype) == jnp.bfloat16)
+def use(works, monkeypatch):
+  """Makes networks in the dtypes that it is given compute by oneDNN, as on one CPU device."""
+
+  def use(*dtypes):
+    monkeypatch.setattr(onednn, "usable", lambda dtype: str(jnp.dtype(dtype)) in dtypes)
+    jax.clear_caches()
+
+  yield use
   jax.clear_caches()
-  yield
-  jax.clear_caches()
+
+
+@pytest.fixture
+def used(use):
+  use("bfloat16")
 
 
 def draw(*shapes, dtype, seed=0):
@@ -46,6 +57,8 @@ def draw(*shapes, dtype, seed=0):
   rng = np.random.default_rng(seed)
   return [rng.normal(size=shape).astype(dtype).astype(np.float32) for shape in shapes]
 
+
+SAID = "convolutions are XLA's, since a trial of oneDNN's failed:"
 
 CASES = [  # sides, channels, features, kernel, stride, padding
   ((7, 10), 5, 6, 3, 1, 1),
@@ -94,6 +107,43 @@ NETWORKS = {
 }
 
 
+def test_dense_block(works):
+  """Beside the same block by XLA's convolutions of what is rounded; tests/winograd_test.py has the
+  block beside one as it is printed."""
+
+  def rounded(a):
+    return a.astype(jnp.bfloat16).astype(jnp.float32)
+
+  def convolve(x, kernel):
+    numbers = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(x, kernel, (1, 1), onednn.SAME, dimension_numbers=numbers)
+
+  def kernel_gradient(x, gradient):
+    zeros = jnp.zeros((3, 3, x.shape[-1], gradient.shape[-1]))
+    back = jax.vjp(lambda kernel: convolve(rounded(x), kernel), zeros)[1]
+    return back(rounded(gradient))[0]
+
+  by_xla = types.SimpleNamespace(
+    transform_kernel=rounded,
+    convolve=lambda x, kernel: convolve(rounded(x), kernel),
+    kernel_gradient=kernel_gradient,
+    chunks=lambda x: x[None],
+  )
+  widths = [(8 + 4 * i, 4 if i < 4 else 8) for i in range(5)]
+  kernels = draw(*((3, 3, c, f) for c, f in widths), dtype=jnp.bfloat16)
+  biases = draw(*((f,) for _, f in widths), dtype=jnp.float32)
+  x, cotangent = draw((2, 7, 9, 8), (2, 7, 9, 8), dtype=jnp.float32, seed=1)
+  kernels = [0.1 * kernel for kernel in kernels]
+
+  def results(by):
+    y, back = jax.vjp(jax.jit(lambda *arguments: dense_block(by, *arguments)), x, kernels, biases)
+    return jax.tree.leaves((y, back(cotangent)))
+
+  for a, b in zip(results(onednn), results(by_xla), strict=True):
+    # A sum that differs in the last bit may be rounded the other way.
+    assert np.linalg.norm(a - b) <= 1e-3 * np.linalg.norm(b)
+
+
 def random_variables(net, image):
   shapes = jax.eval_shape(lambda: net.init(jax.random.key(0), image, train=False))
   rng = np.random.default_rng(0)
@@ -110,8 +160,8 @@ def random_variables(net, image):
 @pytest.mark.parametrize(
   "name, dtype", [*((name, "bfloat16") for name in NETWORKS), ("vgg", "float32")]
 )
-def test_networks_are_the_same_ones(name, dtype, works, monkeypatch):
-  """Same parameters; output and gradients as near to XLA's in float32 as XLA's, or nearer."""
+def test_networks_are_the_same_ones(name, dtype, use):
+  """Same parameters; output and each gradient about as near to XLA's in float32 as XLA's."""
   side = 32 if name == "vgg" else 8
   image = np.random.default_rng(0).uniform(size=(2, side, side, 3)).astype(np.float32)
   exact, net = NETWORKS[name](), NETWORKS[name](dtype=dtype)
@@ -127,21 +177,20 @@ def test_networks_are_the_same_ones(name, dtype, works, monkeypatch):
     results = jax.tree.leaves(program.compile()(variables["params"]))
     return results, "stablehlo.convolution" in program.as_text()
 
-  def error(results):
+  def errors(results):
     pairs = zip(results, expected, strict=True)
-    return np.median([np.linalg.norm(a - b) / (np.linalg.norm(b) + 1e-6) for a, b in pairs])
+    return np.array([np.linalg.norm(a - b) / (np.linalg.norm(b) + 1e-6) for a, b in pairs])
 
   expected, _ = out_and_gradients(exact)
   by_xla, has_convolutions = out_and_gradients(net)
   assert has_convolutions
-  monkeypatch.setattr(onednn, "usable", lambda dtype: True)
-  jax.clear_caches()
+  use("float32", "bfloat16")
   shapes = jax.eval_shape(lambda: net.init(jax.random.key(0), image, train=False))
   assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, variables)
   by_onednn, has_convolutions = out_and_gradients(net)
   assert not has_convolutions
-  assert error(by_onednn) < (1e-5 if dtype == "float32" else 1.2 * error(by_xla))
-  jax.clear_caches()
+  ours, theirs = errors(by_onednn), errors(by_xla)
+  assert (ours < (1e-5 if dtype == "float32" else 1.5 * theirs + 0.01)).all()
 
 
 def test_vgg_features_in_bfloat16(used):
@@ -193,20 +242,45 @@ def test_it_trains_in_a_loop(used):
     ("cpu", 1, "float32", True, -6, False),
   ],
 )
-def test_where_it_is_used(monkeypatch, backend, devices, dtype, instructions, status, expected):
+def test_where_it_is_used(
+  monkeypatch, capsys, backend, devices, dtype, instructions, status, expected
+):
   monkeypatch.setattr(jax, "default_backend", lambda: backend)
   monkeypatch.setattr(jax, "device_count", lambda: devices)
   monkeypatch.setattr(onednn, "_has_bfloat16", lambda: instructions)
   monkeypatch.setattr(onednn, "_works", onednn._works.__wrapped__)
-  ended = subprocess.CompletedProcess([], status)
+  ended = subprocess.CompletedProcess([], status, stderr="what\nand why\n")
   monkeypatch.setattr(subprocess, "run", lambda *arguments, **options: ended)
   assert onednn.usable(dtype) is expected
+  said = capsys.readouterr().err
+  assert said == ("" if not status else f"{SAID} status -6, and why\n")
+  monkeypatch.setenv("SR_JAX_ONEDNN", "0")
+  assert not onednn.usable(dtype)
+
+
+def test_a_trial_that_cannot_start_is_said(monkeypatch, capsys):
+  monkeypatch.setattr(sys, "executable", "/no/such/python")
+  assert not onednn._works.__wrapped__()
+  assert capsys.readouterr().err.startswith(SAID)
 
 
 def test_numbers_that_differ_end_the_trial(monkeypatch):
-  monkeypatch.setattr(onednn, "conv", lambda x, kernel, *_: 0 * x[..., :1] + 0 * kernel.sum())
+  def by_xla(x, kernel, stride, padding, dtype):
+    numbers = ("NHWC", "HWIO", "NHWC")
+    strides = (stride, stride)
+    return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=numbers)
+
+  monkeypatch.setattr(onednn, "conv", by_xla)
+  onednn._try()
+  monkeypatch.setattr(onednn, "conv", lambda *arguments: 1.01 * by_xla(*arguments))
   with pytest.raises(ValueError, match="differ"):
     onednn._try()
+
+
+def test_shapes_ask_for_no_trial(monkeypatch):
+  monkeypatch.setattr(onednn, "usable", lambda dtype: pytest.fail("nothing is computed"))
+  for name in NETWORKS:
+    random_variables(NETWORKS[name](), jnp.zeros((1, 32, 32, 3)))
 
 
 def test_no_program_is_kept_that_cannot_be(works):
