@@ -1,5 +1,6 @@
 """Tests of sr_jax/onednn.py against XLA's convolutions, and of the networks that compute by it."""
 
+import platform
 import subprocess
 import sys
 import types
@@ -21,9 +22,17 @@ from sr_jax.formats import stablehlo_export
 
 @pytest.fixture(scope="module")
 def works():
-  """Skips where a process of its own does not get the right numbers."""
-  if not onednn._works():
-    pytest.skip("this jaxlib does not compute by oneDNN")
+  """Skips where jaxlib is built without oneDNN."""
+  if (sys.platform, platform.machine()) != ("linux", "x86_64"):
+    pytest.skip("jaxlib has oneDNN on Linux for x86-64 alone")
+  assert onednn._works()
+
+
+@pytest.fixture
+def bfloat16(works):
+  """Skips where oneDNN may have no bfloat16, which would end this process."""
+  if not onednn._has_bfloat16():
+    pytest.skip("this CPU has no instructions for bfloat16")
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +57,7 @@ def use(works, monkeypatch):
 
 
 @pytest.fixture
-def used(use):
+def used(use, bfloat16):
   use("bfloat16")
 
 
@@ -74,9 +83,11 @@ CASES = [  # sides, channels, features, kernel, stride, padding
 @pytest.mark.parametrize("dtype, pass_bytes", [(jnp.bfloat16, 2**25), (jnp.float32, 1000)])
 @pytest.mark.parametrize("sides, channels, features, kernel, stride, padding", CASES)
 def test_convolution(
-  works, monkeypatch, dtype, pass_bytes, sides, channels, features, kernel, stride, padding
+  request, works, monkeypatch, dtype, pass_bytes, sides, channels, features, kernel, stride, padding
 ):
   """Of rounded operands, so that float32's sums are all that differs."""
+  if dtype == jnp.bfloat16:
+    request.getfixturevalue("bfloat16")
   monkeypatch.setattr(onednn, "PASS_BYTES", pass_bytes)
   around = ((padding, padding),) * 2
   x, w = draw((2, *sides, channels), (kernel, kernel, channels, features), dtype=dtype)
@@ -93,7 +104,7 @@ def test_convolution(
     assert np.abs(a - b).max() <= 1e-5 * np.abs(b).max()
 
 
-def test_it_multiplies_bfloat16_and_keeps_float32(works):
+def test_it_multiplies_bfloat16_and_keeps_float32(bfloat16):
   x = jnp.full((1, 1, 1, 1), 1 + 2**-7 + 2**-9)  # a quarter of a unit of bfloat16 too much
   y = onednn.conv(x, jnp.full((1, 1, 1, 1), 1 + 2**-7), 1, ((0, 0), (0, 0)), jnp.bfloat16)
   assert float(y[0, 0, 0, 0]) == (1 + 2**-7) ** 2  # which bfloat16 does not have
@@ -107,7 +118,7 @@ NETWORKS = {
 }
 
 
-def test_dense_block(works):
+def test_dense_block(bfloat16):
   """Beside the same block by XLA's convolutions of what is rounded; tests/winograd_test.py has the
   block beside one as it is printed."""
 
@@ -160,8 +171,10 @@ def random_variables(net, image):
 @pytest.mark.parametrize(
   "name, dtype", [*((name, "bfloat16") for name in NETWORKS), ("vgg", "float32")]
 )
-def test_networks_are_the_same_ones(name, dtype, use):
+def test_networks_are_the_same_ones(request, name, dtype, use):
   """Same parameters; output and each gradient about as near to XLA's in float32 as XLA's."""
+  if dtype == "bfloat16":
+    request.getfixturevalue("bfloat16")
   side = 32 if name == "vgg" else 8
   image = np.random.default_rng(0).uniform(size=(2, side, side, 3)).astype(np.float32)
   exact, net = NETWORKS[name](), NETWORKS[name](dtype=dtype)
