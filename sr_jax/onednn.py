@@ -25,6 +25,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from sr_jax.winograd import split
+
 # The images whose neighbours are put side by side at a time, in bytes.
 PASS_BYTES = 32 * 2**20
 
@@ -206,7 +208,7 @@ def _kernel_gradient(
   F]: fewer copies than h w of x alone.
   """
   kh, kw, c, f = shape
-  n, h, w, _ = gradient.shape
+  _, h, w, _ = gradient.shape
   none = 0, 0
 
   def of_images(x: jax.Array, gradient: jax.Array) -> jax.Array:
@@ -221,15 +223,10 @@ def _kernel_gradient(
       x, gradient = (lax.bitcast_convert_type(a, dtype) for a in (x, gradient))
     return _matmul(x.reshape(-1, kw * c), gradient.reshape(-1, kh * f))
 
-  size = jnp.dtype(dtype).itemsize
-  images = max(1, PASS_BYTES // (size * (h + kh - 1) * w * (kw * c + kh * f)))
-  images = max(k for k in range(1, min(n, images) + 1) if n % k == 0)
-  if images == n:
-    total = of_images(x, gradient)
-  else:
-    parts = [array.reshape(-1, images, *array.shape[1:]) for array in (x, gradient)]
-    zeros = jnp.zeros((kw * c, kh * f), jnp.float32)
-    total, _ = lax.scan(lambda total, part: (total + of_images(*part), None), zeros, tuple(parts))
+  image_bytes = jnp.dtype(dtype).itemsize * (h + kh - 1) * w * (kw * c + kh * f)
+  parts = tuple(split(array, PASS_BYTES // image_bytes) for array in (x, gradient))
+  zeros = jnp.zeros((kw * c, kh * f), jnp.float32)
+  total, _ = lax.scan(lambda total, part: (total + of_images(*part), None), zeros, parts)
   return total.reshape(kw, c, kh, f).transpose(2, 0, 1, 3)
 
 

@@ -119,9 +119,14 @@ conv3x3.defvjp(_conv3x3_forward, _conv3x3_backward)
 
 def chunks(x: jax.Array) -> jax.Array:
   """[N, H, W, C] -> [chunks, N / chunks, H, W, C]."""
-  n, h, w, _ = x.shape
-  images = max(1, CHUNK_TILES // (-(-h // H_OUT) * -(-w // W_OUT)))
-  images = max(k for k in range(1, min(n, images) + 1) if n % k == 0)
+  _, h, w, _ = x.shape
+  return split(x, CHUNK_TILES // (-(-h // H_OUT) * -(-w // W_OUT)))
+
+
+def split(x: jax.Array, images: int) -> jax.Array:
+  """[N, ...] -> [chunks, N / chunks, ...], of so many images at most, if not of one."""
+  n = len(x)
+  images = max(k for k in range(1, min(n, max(1, images)) + 1) if n % k == 0)
   return x.reshape(n // images, images, *x.shape[1:])
 
 

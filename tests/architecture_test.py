@@ -45,6 +45,7 @@ GROUPS = [
   {"main"},
 ]
 WITHIN_A_GROUP = {
+  ("onednn", "winograd"),
   ("dense_block", "winograd"),
   ("layers", "winograd"),
   ("layers", "onednn"),
