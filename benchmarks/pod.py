@@ -38,6 +38,8 @@ from sr_jax import vgg
 KINDS = "all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all"
 BYTES = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "s8": 1, "u8": 1, "pred": 1}
 
+# Instructions of a compiled program that are no kernel.
+FREE = {"bitcast", "constant", "get-tuple-element", "parameter", "tuple", "while"}
 
 # What XLA's GPU compiler has to know of an NVIDIA H100 SXM: a stream_executor.GpuTargetConfigProto.
 H100 = """
@@ -109,6 +111,20 @@ def read_messages(program: str, loop_length: int = 1) -> list[Message]:
   return messages
 
 
+def count_kernels(program: str, loop_length: int = 1) -> int:
+  """How many kernels a GPU launches for a compiled program; as `read_messages`."""
+  bodies = set(re.findall(r"body=%([\w.\-]+)", program))
+  inside = set(re.findall(r"(?:calls|to_apply|condition)=%([\w.\-]+)", program))  # of a kernel
+  count, times = 0, 1
+  for line in program.splitlines():
+    if line.startswith(("%", "ENTRY")):  # a computation begins
+      name = line.removeprefix("ENTRY ").split()[0].lstrip("%")
+      times = 0 if name in inside else loop_length if name in bodies else 1
+    elif operation := re.match(r" +(?:ROOT )?%[\w.\-]+ = .*? ([a-z][\w\-]*)\(", line):
+      count += times * (operation[1] not in FREE)
+  return count
+
+
 def compile_step(config: Any, topology: str, crops: int) -> tuple[Any, train.Stage, float]:
   """Compiles a recipe's last stage for a pod.
 
@@ -121,13 +137,13 @@ def compile_step(config: Any, topology: str, crops: int) -> tuple[Any, train.Sta
     The compiled step, the stage, and the seconds that compiling took.
   """
   devices = find_devices(topology)
-  dense = "by_source" if devices[0].platform == "gpu" else "concat"
   with config.unlocked():
     config.data.batch_size = crops * len(devices)
     # Left out they are chosen for the backend, and that is the CPU here.
-    config.generator.kwargs.unroll = config.generator.kwargs.unroll or 1
+    kwargs, gpu = config.generator.kwargs, devices[0].platform == "gpu"
+    kwargs.unroll = kwargs.unroll or (kwargs.blocks if gpu else 1)
     if config.generator.name == "rrdbnet":
-      config.generator.kwargs.dense = config.generator.kwargs.dense or dense
+      kwargs.dense = kwargs.dense or ("by_source" if gpu else "concat")
   stage = train.Stage(config, "no such run")
   stage.mesh = sharding.create_mesh(devices)
   weights = None
@@ -182,11 +198,13 @@ def describe(config: Any, topology: str, crops: int) -> dict[str, Any]:
   """Compiles a recipe's step and says what a chip does in it: the numbers that `main` prints."""
   compiled, stage, seconds = compile_step(config, topology, crops)
   memory = compiled.memory_analysis()
-  messages = read_messages(compiled.as_text(), config.generator.kwargs.blocks)
+  program, blocks = compiled.as_text(), config.generator.kwargs.blocks
+  messages = read_messages(program, blocks)
   state = stage.abstract
   nets = [net.params for net in (state.generator, state.discriminator) if net is not None]
   gradients = jax.tree.leaves(nets)
   held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+  on_a_gpu = stage.mesh.devices.flat[0].platform == "gpu"
   return {
     "topology": topology,
     "chips": stage.mesh.size,
@@ -197,6 +215,7 @@ def describe(config: Any, topology: str, crops: int) -> dict[str, Any]:
     "held_bytes": held,
     "temporary_bytes": memory.temp_size_in_bytes,
     "program_bytes": memory.generated_code_size_in_bytes,
+    "kernels": count_kernels(program, blocks) if on_a_gpu else None,
     "gradient_bytes": sum(4 * int(np.prod(leaf.shape)) for leaf in gradients),
     "sent_bytes": sum(message.bytes for message in messages),
     "messages": sum(message.times for message in messages),

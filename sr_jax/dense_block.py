@@ -1,8 +1,10 @@
 """ESRGAN's dense block with its sums in another order: by source, and not by layer.
 
 A layer convolves all outputs before it. By source each output is convolved once, with the kernels
-of all later layers side by side: the same numbers, by wider convolutions and without copies.
-`sum_by_source` is for any convolution; `dense_block` has a backward pass of its own, for CPUs.
+of all later layers side by side: the same numbers, by wider convolutions and without copies. So is
+the gradient of each output by the kernel of its layer, and one convolution has all kernels'
+gradients, of all sources and all outputs at once. It computes 1.4 times what is asked for, sooner
+than five would.
 """
 
 import functools
@@ -29,13 +31,15 @@ def dense_block(
 ) -> jax.Array:
   """Five 3x3 convolutions, each of x and all outputs before it; leaky ReLUs but after the last.
 
-  Outputs are kept in x's dtype; sums are float32. It has reverse-mode derivatives only.
+  Outputs and gradients are kept in x's dtype; sums are float32. It has reverse-mode derivatives
+  only.
 
   Args:
-    by: `winograd` or `onednn`, whose numbers they are. It has `transform_kernel`, `convolve` with
-      what that gives, `kernel_gradient`, and `chunks`, of the images that it works on at a time.
+    by: `direct`, `winograd` or `onednn`, whose numbers they are. It has `transform_kernel`,
+      `convolve` with what that gives, `kernel_gradient`, and `chunks`, of the images that it works
+      on at a time.
     x: [N, H, W, C].
-    kernels: [3, 3, C, F], [3, 3, C + F, F], ..., [3, 3, C + 4 F, C], float32.
+    kernels: [3, 3, C, F], [3, 3, C + F, F], ..., [3, 3, C + 4 F, C]; rounded to x's dtype.
     biases: [F] four times, [C].
     inside: [1, H, W, 1], 0 where each convolution shall see the zeros around the image. There are
       no derivatives then.
@@ -43,10 +47,26 @@ def dense_block(
   Returns:
     [N, H, W, C], in x's dtype.
   """
-  transformed = [by.transform_kernel(kernel) for kernel in kernels_by_source(kernels)]
-  chunks = by.chunks(x)
-  y = lax.map(lambda x: _outputs(by, x, transformed, biases, inside)[5].astype(x.dtype), chunks)
-  return join(y)
+  transformed = _transformed(by, kernels, x.dtype)
+
+  def block(_, x: jax.Array) -> tuple[None, jax.Array]:
+    return None, _outputs(by, x, transformed, biases, inside)[5].astype(x.dtype)
+
+  return join(_scan(block, None, by.chunks(x))[1])
+
+
+def _scan(function: Callable[..., Any], carry: Any, chunks: Any) -> Any:
+  """`lax.scan`, but no loop for a single chunk."""
+  if len(jax.tree.leaves(chunks)[0]) > 1:
+    return lax.scan(function, carry, chunks)
+  carry, y = function(carry, jax.tree.map(lambda x: x[0], chunks))
+  return carry, jax.tree.map(lambda y: y[None], y)
+
+
+def _transformed(by: types.ModuleType, kernels: Sequence[jax.Array], dtype: jnp.dtype) -> list[Any]:
+  """What `convolve` takes, by source; rounded before all else, or XLA would copy float32."""
+  kernels = kernels_by_source([kernel.astype(dtype) for kernel in kernels])
+  return [by.transform_kernel(kernel) for kernel in kernels]
 
 
 def _outputs(
@@ -73,40 +93,47 @@ def _outputs(
 def _forward(by, x, kernels, biases, inside):
   if inside is not None:
     raise ValueError("dense_block with inside has no derivatives; leave inside out to train")
-  transformed = [by.transform_kernel(kernel) for kernel in kernels_by_source(kernels)]
+  transformed = _transformed(by, kernels, x.dtype)
 
-  def block(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+  def block(_, x: jax.Array) -> tuple[None, tuple[jax.Array, jax.Array]]:
     *sources, y = _outputs(by, x, transformed, biases)
-    return y.astype(x.dtype), jnp.concatenate(sources, axis=-1)
+    return None, (y.astype(x.dtype), jnp.concatenate(sources, axis=-1))
 
-  y, sources = join(lax.map(block, by.chunks(x)))
+  y, sources = join(_scan(block, None, by.chunks(x))[1])
   return y, (sources, kernels, biases)
 
 
 def _backward(by, residuals, gradient: jax.Array):
   sources, kernels, biases = residuals
   starts = [0, *(kernel.shape[2] for kernel in kernels)]  # of each source's channels; their end
-  backward = [by.transform_kernel(turned(kernel)) for kernel in kernels]
+  backward = [by.transform_kernel(turned(kernel.astype(sources.dtype))) for kernel in kernels]
+  wide = jnp.promote_types(sources.dtype, jnp.float32)
 
   def block(total, inputs: tuple[jax.Array, jax.Array]):
     sources, gradient = inputs
-    wanted = [jnp.zeros((), jnp.float32)] * 5  # the gradient of each source
-    gradients = [gradient.astype(jnp.float32)]
-    for i in reversed(range(5)):
+    wanted = [jnp.zeros((), wide)] * 5  # the gradient of each source
+    gradients = [gradient.astype(sources.dtype)]  # of each output
+    for i in reversed(range(1, 5)):
       parts = jnp.split(by.convolve(gradients[0], backward[i]), starts[1 : i + 1], axis=-1)
       wanted[: i + 1] = [a + b for a, b in zip(wanted, parts, strict=False)]
-      if i:
-        positive = sources[..., starts[i] : starts[i + 1]] > 0
-        gradients.insert(0, jnp.where(positive, wanted[i], SLOPE * wanted[i]))
+      positive = sources[..., starts[i] : starts[i + 1]] > 0
+      gradients.insert(0, jnp.where(positive, wanted[i], SLOPE * wanted[i]).astype(sources.dtype))
     all_gradients = jnp.concatenate(gradients, axis=-1)
-    part = by.kernel_gradient(sources, all_gradients), all_gradients.sum((0, 1, 2))
+    kernel = by.kernel_gradient(sources, all_gradients)
+    # Together, or in an unrolled network XLA would keep what the kernel's gradient is made of.
+    last, kernel = lax.optimization_barrier((by.convolve(gradients[0], backward[0]), kernel))
+    part = kernel.astype(wide), all_gradients.astype(wide).sum((0, 1, 2))
+    wanted[0] += last
     return jax.tree.map(jnp.add, total, part), wanted[0].astype(sources.dtype)
 
   ends = [sum(len(bias) for bias in biases[:i]) for i in range(1, 6)]  # of each layer's output
-  zeros = jnp.zeros((3, 3, starts[5], ends[4])), jnp.zeros(ends[4])
-  (kernel, bias), x = lax.scan(block, zeros, (by.chunks(sources), by.chunks(gradient)))
-  kernels = jnp.split(kernel, ends[:4], axis=-1)  # each over all sources: it has those before it
-  kernels = [kernel[:, :, :inputs] for kernel, inputs in zip(kernels, starts[1:], strict=True)]
+  zeros = jnp.zeros((3, 3, starts[5], ends[4]), wide), jnp.zeros(ends[4], wide)
+  (kernel, bias), x = _scan(block, zeros, (by.chunks(sources), by.chunks(gradient)))
+  of_all_sources = jnp.split(kernel, ends[:4], axis=-1)  # a layer has those before it
+  kernels = [
+    of_all[:, :, : kernel.shape[2]].astype(kernel.dtype)
+    for of_all, kernel in zip(of_all_sources, kernels, strict=True)
+  ]
   return join(x), kernels, jnp.split(bias, ends[:4]), None
 
 

@@ -10,14 +10,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from sr_jax import direct
 from sr_jax import onednn
 from sr_jax import winograd
-from sr_jax.dense_block import dense_block, kernels_by_source, sum_by_source
+from sr_jax.dense_block import dense_block
 from sr_jax.layers import (
-  ConvParams,
   Inside,
   PReLU,
-  apply_conv,
   batch_norm,
   conv,
   leaky_relu,
@@ -166,7 +165,8 @@ class RRDBNet(nn.Module):
     """Upscales lr [N, h, w, c] in [0, 1] to float32 [N, h * scale, w * scale, out_channels]."""
     if self.input_unshuffle > 1:
       lr = pixel_unshuffle(lr, self.input_unshuffle)
-    dense = self.dense or _fastest_dense(self)
+    # The plain way makes the parameters; the others read them.
+    dense = "concat" if self.is_initializing() else self.dense or _fastest_dense(self)
     winograd = dense == "winograd"
     x = conv(lr, self.features, name="conv_first", winograd=winograd, dtype=self.dtype)
     block = _RRDB(self.growth, self.residual_scale, dense, self.dtype, name="body")
@@ -263,28 +263,17 @@ class _DenseBlock(nn.Module):
     32 of as many, and nothing is copied side by side.
     """
     if _rounds_by_onednn(self):
-      return dense_block(onednn, x, *self._parameters(x.shape[-1]), Inside()(x))
-    kernels, biases = self._parameters(x.shape[-1])
-    return sum_by_source(
-      x,
-      kernels_by_source(kernels),
-      [bias.astype(x.dtype) for bias in biases],
-      convolve=lambda source, kernel: apply_conv(source, kernel, dtype=self.dtype),
-      activate=leaky_relu,
-    )[5]
+      return dense_block(onednn, x, *self._parameters(), Inside()(x))
+    return dense_block(direct, x.astype(self.dtype), *self._parameters(), Inside()(x))
 
   def _winograd(self, x: jax.Array) -> jax.Array:
     """With fewer multiplications, in float32."""
-    parameters = self._parameters(x.shape[-1])
-    return dense_block(winograd, x.astype(self.dtype), *parameters, Inside()(x))
+    return dense_block(winograd, x.astype(self.dtype), *self._parameters(), Inside()(x))
 
-  def _parameters(self, features: int) -> tuple[list[jax.Array], list[jax.Array]]:
-    """The kernels and biases that `_concat` has, for a block of so many features."""
-    layers = [
-      ConvParams(features + i * self.growth, width, "msra", name=f"conv{i + 1}")()
-      for i, width in enumerate([self.growth] * 4 + [features])
-    ]
-    return [kernel for kernel, _ in layers], [bias for _, bias in layers]
+  def _parameters(self) -> tuple[list[jax.Array], list[jax.Array]]:
+    """The kernels and biases that `_concat` made."""
+    layers = [self.variables["params"][f"conv{i}"] for i in range(1, 6)]
+    return [layer["kernel"] for layer in layers], [layer["bias"] for layer in layers]
 
 
 class _RRDB(nn.Module):
@@ -319,9 +308,8 @@ def _fastest_dense(net: RRDBNet) -> str:
 
 
 def _rounds_by_onednn(module: nn.Module) -> bool:
-  """Whether it computes in bfloat16 by oneDNN; initialising needs no numbers, and no trial."""
-  rounds = jnp.dtype(module.dtype) == jnp.bfloat16 and not module.is_initializing()
-  return rounds and onednn.usable(module.dtype)
+  """Whether it computes in bfloat16 by oneDNN."""
+  return jnp.dtype(module.dtype) == jnp.bfloat16 and onednn.usable(module.dtype)
 
 
 def _repeat(
@@ -330,13 +318,16 @@ def _repeat(
   """Applies net.blocks copies of `block` in turn, their variables stacked on a leading axis.
 
   Looped, unrolled and rematerialised bodies read the same variables. With net.unroll 0, training
-  on a CPU unrolls fully, since XLA computes the weight gradients of a loop's convolutions there 15
-  to 30 times slower than straight-line code's; all else, Winograd's form and oneDNN's too, loops,
-  which compiles in a fraction of the time.
+  unrolls fully on a GPU, where copies into and out of a loop's arrays are a third of the kernels to
+  launch, and on a CPU, where XLA computes the weight gradients of a loop's convolutions 15 to 30
+  times slower than straight-line code's. All else, Winograd's form and oneDNN's too, loops, which
+  compiles in a fraction of the time.
   """
-  on_cpu = train and jax.default_backend() == "cpu"
-  slow = on_cpu and not (winograd or onednn.usable(net.dtype))
-  unroll = net.unroll or (net.blocks if slow else 1)
+  unroll = net.unroll
+  if not unroll:
+    backend = jax.default_backend() if train else ""
+    slow = backend == "cpu" and not (winograd or onednn.usable(net.dtype))
+    unroll = net.blocks if slow or backend == "gpu" else 1
 
   def step(block, x, _):
     return block(x), None

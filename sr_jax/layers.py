@@ -123,28 +123,6 @@ class Inside(nn.Module):
     return None
 
 
-class ConvParams(nn.Module):
-  """The parameters that `conv` has under the same name, drawn alike, without its computation.
-
-  Attributes:
-    in_channels: of its input.
-    features: its output channels.
-    init: as for `conv`.
-  """
-
-  in_channels: int
-  features: int
-  init: str = "torch"
-
-  @nn.compact
-  def __call__(self) -> tuple[jax.Array, jax.Array]:
-    """Returns the kernel [3, 3, in_channels, features] and the bias [features], float32."""
-    shape = (3, 3, self.in_channels, self.features)
-    kernel = self.param("kernel", KERNEL_INIT[self.init], shape, jnp.float32)
-    bias_init = _bias_init(self.init, 9 * self.in_channels)
-    return kernel, self.param("bias", bias_init, (self.features,), jnp.float32)
-
-
 def apply_conv(x: jax.Array, kernel: jax.Array, *, dtype: Any = jnp.float32) -> jax.Array:
   """Convolves x [N, H, W, C] as `conv`, with a kernel [3, 3, C, features] of elsewhere; no bias."""
   fields = {"padding": 1, "use_bias": False, "dtype": jnp.dtype(dtype)}

@@ -15,6 +15,7 @@ GROUPS = [
   {
     "winograd",
     "onednn",
+    "direct",
     "dense_block",
     "layers",
     "generators",
@@ -51,6 +52,7 @@ WITHIN_A_GROUP = {
   ("layers", "onednn"),
   ("generators", "winograd"),
   ("generators", "onednn"),
+  ("generators", "direct"),
   ("generators", "dense_block"),
   ("generators", "layers"),
   ("discriminators", "layers"),

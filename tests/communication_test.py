@@ -152,6 +152,57 @@ def test_for_a_gpu_it_is_compiled_without_one(count):
   assert said["chip"] == "NVIDIA H100 80GB HBM3" and said["chips"] == count
   assert said["kinds"] == ["all-reduce"] * (count > 1)
   assert said["temporary_bytes"] > 1e6
+  assert 300 < said["kernels"] < 3000
+
+
+PROGRAM = """HloModule two_blocks, entry_computation_layout={(f32[8]{0})->f32[8]{0}}
+
+%sum (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %a.b = f32[] add(%a, %b)
+}
+
+%fused (p: f32[8]) -> (f32[8], f32[]) {
+  %p = f32[8]{0} parameter(0)
+  %zero = f32[] constant(0)
+  %total = f32[] reduce(%p, %zero), dimensions={0}, to_apply=%sum
+  %twice = f32[8]{0} add(%p, %p)
+  ROOT %both = (f32[8]{0}, f32[]) tuple(%twice, %total)
+}
+
+%body (carry: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %carry = (s32[], f32[8]{0}) parameter(0)
+  %i = s32[] get-tuple-element(%carry), index=0
+  %x = f32[8]{0} get-tuple-element(%carry), index=1
+  %f = (f32[8]{0}, f32[]) fusion(%x), kind=kInput, calls=%fused
+  %y = f32[8]{0} get-tuple-element(%f), index=0
+  %conv = (f32[8]{0}, u8[0]{0}) custom-call(%y), custom_call_target="__cudnn$convForward"
+  %z = f32[8]{0} get-tuple-element(%conv), index=0
+  ROOT %next = (s32[], f32[8]{0}) tuple(%i, %z)
+}
+
+%condition (carry.1: (s32[], f32[8])) -> pred[] {
+  %carry.1 = (s32[], f32[8]{0}) parameter(0)
+  %i.1 = s32[] get-tuple-element(%carry.1), index=0
+  %n = s32[] constant(5)
+  ROOT %less = pred[] compare(%i.1, %n), direction=LT
+}
+
+ENTRY %main (x.1: f32[8]) -> f32[8] {
+  %x.1 = f32[8]{0} parameter(0)
+  %start = s32[] constant(0)
+  %copy = f32[8]{0} copy(%x.1)
+  %init = (s32[], f32[8]{0}) tuple(%start, %copy)
+  %loop = (s32[], f32[8]{0}) while(%init), condition=%condition, body=%body
+  ROOT %out = f32[8]{0} get-tuple-element(%loop), index=1
+}
+"""
+
+
+def test_kernels_are_counted():
+  """A copy, and a fusion and a convolution in each turn of the loop."""
+  assert pod.count_kernels(PROGRAM, 5) == 1 + 5 * 2
 
 
 def test_without_the_compiler_it_says_what_to_install(monkeypatch):

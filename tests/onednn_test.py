@@ -296,6 +296,13 @@ def test_shapes_ask_for_no_trial(monkeypatch):
     random_variables(NETWORKS[name](), jnp.zeros((1, 32, 32, 3)))
 
 
+@pytest.mark.parametrize("dense", generators.DENSE)
+def test_every_way_is_initialised_in_bfloat16(used, dense):
+  net = generators.RRDBNet(features=8, growth=4, blocks=2, dense=dense, dtype="bfloat16")
+  shapes = jax.eval_shape(lambda: net.init(jax.random.key(0), jnp.zeros((1, 4, 4, 3)), train=False))
+  assert shapes["params"]["body"]["rdb1"]["conv2"]["kernel"].shape == (2, 3, 3, 12, 4)
+
+
 def test_no_program_is_kept_that_cannot_be(works):
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
   jax.jit(lambda x: onednn.conv(x, jnp.ones((3, 3, 8, 8)), 1, onednn.SAME, jnp.float32)).lower(

@@ -347,6 +347,16 @@ def test_bfloat16_computes_and_float32_remembers():
   assert metrics["loss_g"] != exact["loss_g"]
 
 
+def test_graphs_of_a_gpu_begin_at_one_kernel_unless_xla_flags_say_otherwise(monkeypatch):
+  name = "xla_gpu_graph_min_graph_size"
+  monkeypatch.delenv("XLA_FLAGS", raising=False)
+  assert train_step._compiler_options() == {}
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  assert train_step._compiler_options() == {name: 1}
+  monkeypatch.setenv("XLA_FLAGS", f"--{name}=5")
+  assert train_step._compiler_options() == {}
+
+
 def test_errors():
   with pytest.raises(ValueError, match="every loss term has weight 0"):
     make_step(gan=False, weights={"pixel": 0.0})
