@@ -6,6 +6,7 @@ machine to measure on may lack ml_collections, and `configs` and `sr_jax.train` 
 tests/benchmarks_train_test.py compares the program with the one that the recipe gives.
 """
 
+import functools
 import resource
 import time
 from collections.abc import Callable
@@ -148,7 +149,8 @@ def prepare(row: dict[str, Any], case: dict[str, Any]) -> side_by_side.Prepared:
     shape = (case["batch_size"], case["size"], case["size"], 3)
     lr = jax.device_put(np.random.default_rng(0).random(shape, np.float32), device)
     begin = time.perf_counter()
-    program = jax.jit(lambda params, lr: generator.apply(params, lr, train=False))
+    forward = functools.partial(generator.apply, train=False)
+    program = jax.jit(forward, compiler_options=sharding.compiler_options())
     program = program.lower(params, lr).compile()
     compile_s = time.perf_counter() - begin
 

@@ -38,6 +38,7 @@ from sr_jax import metrics
 from sr_jax import model_file
 from sr_jax import report
 from sr_jax import resize
+from sr_jax import sharding
 from sr_jax import storage
 from sr_jax import tables
 from sr_jax.data import packed
@@ -350,7 +351,7 @@ def open_test_set(spec: str, scale: int) -> tuple[str, int, Iterator[TestImage]]
 def _make_forward(module: nn.Module):
   """Compiles (variables, uint8 [1, H, W, c], height, width) -> uint8, once a module and shape."""
 
-  @jax.jit
+  @functools.partial(jax.jit, compiler_options=sharding.compiler_options())
   def forward(variables, padded, height, width):
     rows = jnp.arange(padded.shape[1]) < height
     columns = jnp.arange(padded.shape[2]) < width

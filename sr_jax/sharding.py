@@ -5,6 +5,8 @@ Nothing in the step names the axis: under jit every mean over the batch, RaGAN's
 a mean over the global batch because the compiler sees the global array.
 """
 
+import os
+
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
@@ -62,3 +64,14 @@ def check_batch_size(batch_size: int, accumulate_steps: int, mesh: Mesh) -> None
       f"batch_size={batch_size} must be divisible by {mesh.size} devices x "
       f"accumulate_steps={accumulate_steps}; try --config.data.batch_size={fit}"
     )
+
+
+def compiler_options() -> dict[str, int]:
+  """For `jax.jit`: on a GPU even a single kernel between convolutions is launched as a CUDA graph.
+
+  By XLA's default five kernels in a row are. XLA_FLAGS has the last word.
+  """
+  name = "xla_gpu_graph_min_graph_size"
+  if jax.default_backend() != "gpu" or name in os.environ.get("XLA_FLAGS", ""):
+    return {}
+  return {name: 1}

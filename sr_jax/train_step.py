@@ -16,7 +16,6 @@ statistics, which nothing reads in training, are averaged over two forwards inst
 forward, five forwards see five weights and these two see two.
 """
 
-import os
 from typing import Any, NamedTuple
 from collections.abc import Callable, Mapping
 
@@ -245,19 +244,8 @@ def make_train_step(
     donate_argnums=0,
     in_shardings=(rep, images, rep),
     out_shardings=(rep, rep),
-    compiler_options=_compiler_options(),
+    compiler_options=sharding.compiler_options(),
   )
-
-
-def _compiler_options() -> dict[str, int]:
-  """On a GPU, even a single kernel between two convolutions is launched as a CUDA graph.
-
-  By XLA's default five kernels in a row are. XLA_FLAGS has the last word.
-  """
-  name = "xla_gpu_graph_min_graph_size"
-  if jax.default_backend() != "gpu" or name in os.environ.get("XLA_FLAGS", ""):
-    return {}
-  return {name: 1}
 
 
 def _by_replica(loss: Callable[..., jax.Array], replicas: int) -> Callable[..., jax.Array]:

@@ -350,11 +350,11 @@ def test_bfloat16_computes_and_float32_remembers():
 def test_graphs_of_a_gpu_begin_at_one_kernel_unless_xla_flags_say_otherwise(monkeypatch):
   name = "xla_gpu_graph_min_graph_size"
   monkeypatch.delenv("XLA_FLAGS", raising=False)
-  assert train_step._compiler_options() == {}
+  assert sharding.compiler_options() == {}
   monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-  assert train_step._compiler_options() == {name: 1}
+  assert sharding.compiler_options() == {name: 1}
   monkeypatch.setenv("XLA_FLAGS", f"--{name}=5")
-  assert train_step._compiler_options() == {}
+  assert sharding.compiler_options() == {}
 
 
 def test_errors():
