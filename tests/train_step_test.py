@@ -15,6 +15,7 @@ import pytest
 from sr_jax import discriminators
 from sr_jax import generators
 from sr_jax import losses
+from sr_jax import onednn
 from sr_jax import schedules
 from sr_jax import sharding
 from sr_jax.formats import state_dicts
@@ -306,6 +307,40 @@ def test_accumulation_without_batch_statistics_is_the_whole_batch():
   c, _ = run(make_step(gan=False, accumulate_steps=2, devices=4), initial_state(False),
              batches[:1], devices=4, vgg_params=None)  # fmt: skip
   assert_close(first_gradients(c), first_gradients(b), 1e-5)
+
+
+def test_on_one_cpu_a_batch_is_divided_where_nothing_looks_at_it_as_a_whole(monkeypatch):
+  asked = []
+
+  def parts(shape, dtype):
+    asked.append(shape)
+    return 4
+
+  b, _ = run(default_step(False), initial_state(False), [make_batch()], vgg_params=None)
+  monkeypatch.setattr(train_step, "_parts_for_the_caches", parts)
+  a, _ = run(make_step(gan=False), initial_state(False), [make_batch()], vgg_params=None)
+  assert len(asked) == 1
+  assert_close(first_gradients(a), first_gradients(b), 1e-5)
+  make_step().lower(initial_state(True), make_batch(), VGG)
+  assert len(asked) == 1  # BatchNorm and RaGAN's means
+
+
+@pytest.mark.parametrize(
+  "shape, usable, parts",
+  [
+    ((16, 32, 32), True, 4),
+    ((16, 32, 32), False, 1),
+    ((4, 32, 32), True, 1),
+    ((6, 32, 32), True, 2),
+    ((7, 32, 32), True, 1),  # one by one would take longer
+    ((4, 64, 64), True, 4),
+    ((4, 256, 256), True, 4),
+    ((16, 12, 12), True, 1),
+  ],
+)
+def test_parts_fit_the_caches(monkeypatch, shape, usable, parts):
+  monkeypatch.setattr(onednn, "usable", lambda dtype: usable)
+  assert train_step._parts_for_the_caches((*shape, 3), jnp.float32) == parts
 
 
 def test_accumulation_of_a_gan_is_the_mean_over_micro_batches():
