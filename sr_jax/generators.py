@@ -13,10 +13,11 @@ import jax.numpy as jnp
 from sr_jax import direct
 from sr_jax import onednn
 from sr_jax import winograd
-from sr_jax.dense_block import dense_block
+from sr_jax.dense_block import dense_block, kernels_by_source, sum_by_source
 from sr_jax.layers import (
   Inside,
   PReLU,
+  apply_conv,
   batch_norm,
   conv,
   leaky_relu,
@@ -138,7 +139,8 @@ class RRDBNet(nn.Module):
       upsample x4 inside.
     dense: how a dense block is computed: 'concat', as printed; 'by_source', the same numbers by
       wider convolutions; 'winograd', by `winograd.py`, as are then all convolutions. '' chooses for
-      the backend and dtype. On a CPU there are first derivatives only, in reverse mode.
+      the backend and dtype. But for 'concat', and that not on one CPU, there are first derivatives
+      only, in reverse mode.
     unroll: blocks in one iteration of the loop; 0 chooses, see `_repeat`.
     remat: recompute each block in the backward pass instead of storing its activations.
     dtype: to compute in, or its name; parameters are float32.
@@ -170,7 +172,7 @@ class RRDBNet(nn.Module):
     winograd = dense == "winograd"
     x = conv(lr, self.features, name="conv_first", winograd=winograd, dtype=self.dtype)
     block = _RRDB(self.growth, self.residual_scale, dense, self.dtype, name="body")
-    y = _repeat(self, block, x, train=train, winograd=winograd)
+    y = _repeat(self, block, x, train=train)
     x = x + conv(y, self.features, name="conv_body", winograd=winograd, dtype=self.dtype)
     factor = self.scale * self.input_unshuffle
     return _upsample_and_reconstruct(self, x, factor, winograd=winograd)
@@ -262,9 +264,18 @@ class _DenseBlock(nn.Module):
     A convolution that makes 192, 160, ... channels fills an accelerator better than one that makes
     32 of as many, and nothing is copied side by side.
     """
+    kernels, biases = self._parameters()
     if _rounds_by_onednn(self):
-      return dense_block(onednn, x, *self._parameters(), Inside()(x))
-    return dense_block(direct, x.astype(self.dtype), *self._parameters(), Inside()(x))
+      return dense_block(onednn, x, kernels, biases, Inside()(x))
+    if not onednn.usable(self.dtype):
+      return dense_block(direct, x.astype(self.dtype), kernels, biases, Inside()(x))
+    return sum_by_source(
+      x,
+      kernels_by_source(kernels),
+      biases,
+      convolve=lambda source, kernel: apply_conv(source, kernel, dtype=self.dtype),
+      activate=leaky_relu,
+    )[5]
 
   def _winograd(self, x: jax.Array) -> jax.Array:
     """With fewer multiplications, in float32."""
@@ -312,21 +323,28 @@ def _rounds_by_onednn(module: nn.Module) -> bool:
   return jnp.dtype(module.dtype) == jnp.bfloat16 and onednn.usable(module.dtype)
 
 
-def _repeat(
-  net: nn.Module, block: nn.Module, x: jax.Array, *, train: bool, winograd: bool = False
-) -> jax.Array:
+def loops_on_a_cpu(net: nn.Module) -> bool:
+  """Whether CPUs compute the gradients of a generator in a loop as fast as out of it.
+
+  XLA's convolutions are 15 to 30 times slower there; Winograd's form and oneDNN's are not.
+  """
+  if isinstance(net, RRDBNet) and (net.dense or _fastest_dense(net)) == "winograd":
+    return True
+  return onednn.usable(net.dtype)
+
+
+def _repeat(net: nn.Module, block: nn.Module, x: jax.Array, *, train: bool) -> jax.Array:
   """Applies net.blocks copies of `block` in turn, their variables stacked on a leading axis.
 
   Looped, unrolled and rematerialised bodies read the same variables. With net.unroll 0, training
   unrolls fully on a GPU, where copies into and out of a loop's arrays are a third of the kernels to
-  launch, and on a CPU, where XLA computes the weight gradients of a loop's convolutions 15 to 30
-  times slower than straight-line code's. All else, Winograd's form and oneDNN's too, loops, which
-  compiles in a fraction of the time.
+  launch, and on a CPU unless `loops_on_a_cpu`. All else loops, which compiles in a fraction of the
+  time.
   """
   unroll = net.unroll
   if not unroll:
     backend = jax.default_backend() if train else ""
-    slow = backend == "cpu" and not (winograd or onednn.usable(net.dtype))
+    slow = backend == "cpu" and not loops_on_a_cpu(net)
     unroll = net.blocks if slow or backend == "gpu" else 1
 
   def step(block, x, _):

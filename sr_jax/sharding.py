@@ -69,7 +69,8 @@ def check_batch_size(batch_size: int, accumulate_steps: int, mesh: Mesh) -> None
 def compiler_options() -> dict[str, int]:
   """For `jax.jit`: on a GPU even a single kernel between convolutions is launched as a CUDA graph.
 
-  By XLA's default five kernels in a row are. XLA_FLAGS has the last word.
+  By XLA's default five kernels in a row are. Not timed with these networks; XLA_FLAGS has the last
+  word.
   """
   name = "xla_gpu_graph_min_graph_size"
   if jax.default_backend() != "gpu" or name in os.environ.get("XLA_FLAGS", ""):

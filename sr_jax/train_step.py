@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from sr_jax import generators
 from sr_jax import losses
 from sr_jax import onednn
 from sr_jax import schedules
@@ -119,7 +120,8 @@ def make_train_step(
     ema_warmup: use min(decay, (1 + step) / (10 + step)) instead, for runs so short that the average
       would still remember its start.
     accumulate_steps: gradients are averaged over so many micro-batches, one after the other. The
-      means of RaGAN and of BatchNorm are then over a micro-batch (of all devices).
+      means of RaGAN and of BatchNorm are then over a micro-batch (of all devices). Without either,
+      one CPU may use more.
     dtype: of VGG's convolutions; the networks have their own. Losses are float32.
     mesh: of `sharding.create_mesh`; parameters are replicated, the batch is split.
     cut: of `device_input.make_cutter`: the step then takes that function's arrays, the images, in
@@ -200,8 +202,10 @@ def make_train_step(
     def split(x):
       return x.reshape(-1, steps, *x.shape[1:]).swapaxes(0, 1)
 
-    # XLA's CPU backend runs weight gradients inside a loop 15 to 30 times slower.
-    slow = jax.default_backend() == "cpu" and not onednn.usable(dtype)
+    loops = generators.loops_on_a_cpu(generator)
+    if discriminator is not None:
+      loops = onednn.usable(dtype)
+    slow = jax.default_backend() == "cpu" and not loops
     zeros = jax.tree.map(jnp.zeros_like, (params_g, params_d))
     (stats, total), logs = jax.lax.scan(
       micro_step,
@@ -223,7 +227,7 @@ def make_train_step(
     steps = accumulate_steps
     if d is None and not g.batch_stats:
       # Nothing looks at the batch as a whole.
-      steps = max(steps, _parts_for_the_caches(lr.shape, dtype))
+      steps = max(steps, _parts_for_the_caches(lr.shape, generator))
     gradients = compute_gradients if steps == 1 else functools.partial(accumulate, steps)
     (grads_g, grads_d, metrics), (stats_g, stats_d) = gradients(
       g.params, params_d, g.batch_stats, stats_d, lr, hr, vgg_params
@@ -261,16 +265,18 @@ def make_train_step(
   )
 
 
-def _parts_for_the_caches(shape: tuple[int, ...], dtype: jnp.dtype) -> int:
+def _parts_for_the_caches(shape: tuple[int, ...], generator: nn.Module) -> int:
   """Into how many parts one CPU should divide a batch of LR images [N, h, w, c].
 
-  The update is that of the whole batch but for rounding, in an eighth less time and with a third of
-  the memory (docs/cpu.md). Parts much smaller would take longer.
+  The update is that of the whole batch but for rounding, in a tenth less time and with a third less
+  memory (docs/cpu.md); parts of a size that is far from CACHED_PIXELS take longer.
   """
   n, h, w, _ = shape
-  images = max(1, CACHED_PIXELS // (h * w))
-  fitting = [k for k in range(images // 2 + 1, images + 1) if n % k == 0]
-  return n // fitting[-1] if fitting and n > images and onednn.usable(dtype) else 1
+  near = [k for k in range(1, n) if n % k == 0 and 2 / 3 < k * h * w / CACHED_PIXELS < 3 / 2]
+  one = jax.default_backend() == "cpu" and jax.device_count() == 1
+  if not (near and one and generators.loops_on_a_cpu(generator)):
+    return 1
+  return n // min(near, key=lambda k: abs(k * h * w - CACHED_PIXELS))
 
 
 def _by_replica(loss: Callable[..., jax.Array], replicas: int) -> Callable[..., jax.Array]:

@@ -48,6 +48,7 @@ GROUPS = [
 WITHIN_A_GROUP = {
   ("onednn", "winograd"),
   ("dense_block", "winograd"),
+  ("dense_block", "direct"),
   ("layers", "winograd"),
   ("layers", "onednn"),
   ("generators", "winograd"),

@@ -177,7 +177,8 @@ def check_against(reference, references, name, net):
 @pytest.mark.parametrize(
   "name, blocks, variants",
   [
-    ("rrdbnet", 2, [{}, {"remat": True}]),  # 0 is all blocks here, on the CPU
+    # 0 is all blocks here, on the CPU.
+    ("rrdbnet", 2, [{}, {"remat": True}, {"dense": "by_source", "remat": True}]),
     ("srresnet", 3, [{"unroll": 2}, {"remat": True, "unroll": 1}]),
   ],
 )

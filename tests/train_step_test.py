@@ -15,7 +15,6 @@ import pytest
 from sr_jax import discriminators
 from sr_jax import generators
 from sr_jax import losses
-from sr_jax import onednn
 from sr_jax import schedules
 from sr_jax import sharding
 from sr_jax.formats import state_dicts
@@ -312,35 +311,55 @@ def test_accumulation_without_batch_statistics_is_the_whole_batch():
 def test_on_one_cpu_a_batch_is_divided_where_nothing_looks_at_it_as_a_whole(monkeypatch):
   asked = []
 
-  def parts(shape, dtype):
+  def parts(shape, generator):
     asked.append(shape)
     return 4
 
-  b, _ = run(default_step(False), initial_state(False), [make_batch()], vgg_params=None)
+  b, (whole,) = run(default_step(False), initial_state(False), [make_batch()], vgg_params=None)
   monkeypatch.setattr(train_step, "_parts_for_the_caches", parts)
-  a, _ = run(make_step(gan=False), initial_state(False), [make_batch()], vgg_params=None)
+  step = make_step(gan=False)
+  a, (metrics,) = run(step, initial_state(False), [make_batch()], vgg_params=None)
   assert len(asked) == 1
   assert_close(first_gradients(a), first_gradients(b), 1e-5)
-  make_step().lower(initial_state(True), make_batch(), VGG)
-  assert len(asked) == 1  # BatchNorm and RaGAN's means
+  np.testing.assert_allclose(metrics["loss_g"], whole["loss_g"], rtol=1e-5)
+  n, *image = LR_SHAPE
+  part = "x".join(map(str, (n // 4, *image)))
+  assert f"tensor<{part}xf32>" in step.lower(initial_state(False), make_batch(), None).as_text()
+  asked.clear()
+  make_step().lower(initial_state(True), make_batch(), VGG)  # BatchNorm in D and RaGAN's means
+  net = generators.SRResNet(features=4, blocks=1, scale=2)  # BatchNorm
+  state = jax.eval_shape(
+    lambda: train_state.create_train_state(
+      0, net, None, OPTIMIZER, None, (1, *LR_SHAPE[1:]), (1, *HR_SHAPE[1:])
+    )
+  )
+  batch = {**make_batch(), "hr": np.repeat(np.repeat(make_batch()["lr"], 2, 1), 2, 2)}
+  arguments = {"weights": {"pixel": 1.0}, "optimizer_g": OPTIMIZER, "mesh": make_mesh(1)}
+  rate = schedules.constant(base=RATE)
+  step = train_step.make_train_step(net, None, learning_rate=rate, **arguments)
+  step.lower(state, batch, None)
+  assert not asked
 
 
 @pytest.mark.parametrize(
-  "shape, usable, parts",
+  "shape, devices, loops, parts",
   [
-    ((16, 32, 32), True, 4),
-    ((16, 32, 32), False, 1),
-    ((4, 32, 32), True, 1),
-    ((6, 32, 32), True, 2),
-    ((7, 32, 32), True, 1),  # one by one would take longer
-    ((4, 64, 64), True, 4),
-    ((4, 256, 256), True, 4),
-    ((16, 12, 12), True, 1),
+    ((16, 32, 32), 1, True, 4),
+    ((16, 32, 32), 1, False, 1),
+    ((16, 32, 32), 8, True, 1),
+    ((4, 32, 32), 1, True, 1),
+    ((6, 32, 32), 1, True, 2),
+    ((7, 32, 32), 1, True, 1),  # one by one would take longer
+    ((4, 64, 64), 1, True, 4),
+    ((16, 48, 48), 1, True, 8),
+    ((4, 256, 256), 1, True, 1),
+    ((16, 12, 12), 1, True, 1),
   ],
 )
-def test_parts_fit_the_caches(monkeypatch, shape, usable, parts):
-  monkeypatch.setattr(onednn, "usable", lambda dtype: usable)
-  assert train_step._parts_for_the_caches((*shape, 3), jnp.float32) == parts
+def test_parts_fit_the_caches(monkeypatch, shape, devices, loops, parts):
+  monkeypatch.setattr(jax, "device_count", lambda: devices)
+  monkeypatch.setattr(generators, "loops_on_a_cpu", lambda net: loops)
+  assert train_step._parts_for_the_caches((*shape, 3), GENERATOR) == parts
 
 
 def test_accumulation_of_a_gan_is_the_mean_over_micro_batches():

@@ -111,6 +111,22 @@ def test_dense_block(cut):
   assert_same(block, direct_dense_block, (x, kernels, biases), cotangent)
 
 
+def test_a_dense_block_in_bfloat16_rounds_its_outputs_alone():
+  """Kernels and gradients between the layers are float32: about as near as the outputs are."""
+  x, kernels, biases = dense_block_arguments(2, 7, 9, channels=6, growth=4)
+  (cotangent,) = draw(x.shape, seed=3)
+  expected, back = jax.vjp(direct_dense_block, x, kernels, biases)
+  narrow = jnp.asarray(x, jnp.bfloat16)
+  block = functools.partial(dense_block, winograd)
+  y, narrow_back = jax.vjp(block, narrow, kernels, biases)
+  assert y.dtype == jnp.bfloat16
+  assert np.linalg.norm(y - expected) < 5e-3 * np.linalg.norm(expected)
+  actual, exact = narrow_back(jnp.asarray(cotangent, jnp.bfloat16))[1], back(cotangent)[1]
+  for a, b in zip(actual, exact, strict=True):
+    assert a.dtype == jnp.float32
+    assert np.linalg.norm(a - b) < 5e-3 * np.linalg.norm(b)
+
+
 def test_work_is_cut_as_far_as_memory_and_cores_ask():
   assert winograd.chunks(jnp.zeros((16, 32, 32, 1))).shape == (4, 4, 32, 32, 1)
   assert winograd.chunks(jnp.zeros((3, 32, 32, 1))).shape == (1, 3, 32, 32, 1)
