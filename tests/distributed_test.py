@@ -267,6 +267,7 @@ def assert_next_examples(seen, config, run: pathlib.Path, start_step: int) -> No
   assert seen["rows"] == expected
 
 
+@pytest.mark.slow
 def test_a_signal_before_the_first_step_ends_both(photographs, whole_run, tmp_path):
   """One process has not come to its first step, the other waits for it within it."""
   whole, _ = whole_run

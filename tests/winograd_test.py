@@ -111,6 +111,7 @@ def test_dense_block(cut):
   assert_same(block, direct_dense_block, (x, kernels, biases), cotangent)
 
 
+@pytest.mark.slow
 def test_a_dense_block_in_bfloat16_rounds_its_outputs_alone():
   """Kernels and gradients between the layers are float32: about as near as the outputs are."""
   x, kernels, biases = dense_block_arguments(2, 7, 9, channels=6, growth=4)
