@@ -20,7 +20,7 @@ import pathlib
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -100,11 +100,8 @@ def read_messages(program: str, loop_length: int = 1) -> list[Message]:
   Returns:
     The messages, in the program's order.
   """
-  bodies = set(re.findall(r"body=%([\w.\-]+)", program))
-  messages, times = [], 1
-  for line in program.splitlines():
-    if line.startswith(("%", "ENTRY")):  # a computation begins
-      times = loop_length if line.split()[0].lstrip("%") in bodies else 1
+  messages = []
+  for _, line, times in _instructions(program, loop_length):
     if found := re.search(rf"= (.*?) ({KINDS})(?:-start)?\(", line):
       arrays = re.findall(rf"\b({'|'.join(BYTES)})\[([\d,]*)\]", found[1])
       shapes = [(kind, tuple(map(int, filter(None, dims.split(","))))) for kind, dims in arrays]
@@ -114,16 +111,25 @@ def read_messages(program: str, loop_length: int = 1) -> list[Message]:
 
 def count_kernels(program: str, loop_length: int = 1) -> int:
   """How many kernels a GPU launches for a compiled program; as `read_messages`."""
-  bodies = set(re.findall(r"body=%([\w.\-]+)", program))
   inside = set(re.findall(r"(?:calls|to_apply|condition)=%([\w.\-]+)", program))  # of a kernel
-  count, times = 0, 1
-  for line in program.splitlines():
-    if line.startswith(("%", "ENTRY")):  # a computation begins
-      name = line.removeprefix("ENTRY ").split()[0].lstrip("%")
-      times = 0 if name in inside else loop_length if name in bodies else 1
-    elif operation := re.match(r" +(?:ROOT )?%[\w.\-]+ = .*? ([a-z][\w\-]*)\(", line):
+  count = 0
+  for computation, line, times in _instructions(program, loop_length):
+    operation = re.match(r" +(?:ROOT )?%[\w.\-]+ = .*? ([a-z][\w\-]*)\(", line)
+    if operation and computation not in inside:
       count += times * (operation[1] not in FREE and not operation[1].endswith("-done"))
   return count
+
+
+def _instructions(program: str, loop_length: int) -> Iterator[tuple[str, str, int]]:
+  """Each line of a program, with the computation it is in and how often that runs."""
+  bodies = set(re.findall(r"body=%([\w.\-]+)", program))
+  computation, times = "", 1
+  for line in program.splitlines():
+    if line.startswith(("%", "ENTRY")):  # a computation begins
+      computation = line.removeprefix("ENTRY ").split()[0].lstrip("%")
+      times = loop_length if computation in bodies else 1
+    else:
+      yield computation, line, times
 
 
 def compile_step(config: Any, topology: str, crops: int) -> tuple[Any, train.Stage, float]:

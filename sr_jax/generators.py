@@ -168,7 +168,7 @@ class RRDBNet(nn.Module):
     if self.input_unshuffle > 1:
       lr = pixel_unshuffle(lr, self.input_unshuffle)
     # The plain way makes the parameters; the others read them.
-    dense = "concat" if self.is_initializing() else self.dense or _fastest_dense(self)
+    dense = "concat" if self.is_initializing() else _dense(self)
     winograd = dense == "winograd"
     x = conv(lr, self.features, name="conv_first", winograd=winograd, dtype=self.dtype)
     block = _RRDB(self.growth, self.residual_scale, dense, self.dtype, name="body")
@@ -304,12 +304,14 @@ class _RRDB(nn.Module):
     return y * self.residual_scale + x
 
 
-def _fastest_dense(net: RRDBNet) -> str:
-  """The way to compute dense blocks on the default backend.
+def _dense(net: RRDBNet) -> str:
+  """The way to compute dense blocks: the one asked for, or the fastest on the default backend.
 
   Winograd's form needs channels to be worth its transforms, works on a few images of the batch at a
   time, which should not be spread over devices, and computes in float32.
   """
+  if net.dense:
+    return net.dense
   if _rounds_by_onednn(net):
     return "by_source"
   backend = jax.default_backend()
@@ -328,9 +330,8 @@ def loops_on_a_cpu(net: nn.Module) -> bool:
 
   XLA's convolutions are 15 to 30 times slower there; Winograd's form and oneDNN's are not.
   """
-  if isinstance(net, RRDBNet) and (net.dense or _fastest_dense(net)) == "winograd":
-    return True
-  return onednn.usable(net.dtype)
+  by_winograd = isinstance(net, RRDBNet) and _dense(net) == "winograd"
+  return by_winograd or onednn.usable(net.dtype)
 
 
 def _repeat(net: nn.Module, block: nn.Module, x: jax.Array, *, train: bool) -> jax.Array:

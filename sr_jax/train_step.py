@@ -202,9 +202,9 @@ def make_train_step(
     def split(x):
       return x.reshape(-1, steps, *x.shape[1:]).swapaxes(0, 1)
 
-    loops = generators.loops_on_a_cpu(generator)
-    if discriminator is not None:
-      loops = onednn.usable(dtype)
+    # The discriminator's convolutions are XLA's or oneDNN's.
+    alone = discriminator is None
+    loops = generators.loops_on_a_cpu(generator) if alone else onednn.usable(dtype)
     slow = jax.default_backend() == "cpu" and not loops
     zeros = jax.tree.map(jnp.zeros_like, (params_g, params_d))
     (stats, total), logs = jax.lax.scan(

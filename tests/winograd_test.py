@@ -113,19 +113,23 @@ def test_dense_block(cut):
 
 @pytest.mark.slow
 def test_a_dense_block_in_bfloat16_rounds_its_outputs_alone():
-  """Kernels and gradients between the layers are float32: about as near as the outputs are."""
+  """So gradients that see no output, of all biases and the first kernel, are float32's."""
   x, kernels, biases = dense_block_arguments(2, 7, 9, channels=6, growth=4)
-  (cotangent,) = draw(x.shape, seed=3)
-  expected, back = jax.vjp(direct_dense_block, x, kernels, biases)
   narrow = jnp.asarray(x, jnp.bfloat16)
-  block = functools.partial(dense_block, winograd)
-  y, narrow_back = jax.vjp(block, narrow, kernels, biases)
+  cotangent = jnp.asarray(draw(x.shape, seed=3)[0], jnp.bfloat16)
+  block = jax.jit(functools.partial(dense_block, winograd))
+  y, back = jax.vjp(block, narrow, kernels, biases)
   assert y.dtype == jnp.bfloat16
-  assert np.linalg.norm(y - expected) < 5e-3 * np.linalg.norm(expected)
-  actual, exact = narrow_back(jnp.asarray(cotangent, jnp.bfloat16))[1], back(cotangent)[1]
-  for a, b in zip(actual, exact, strict=True):
-    assert a.dtype == jnp.float32
-    assert np.linalg.norm(a - b) < 5e-3 * np.linalg.norm(b)
+  _, *actual = back(cotangent)
+  plain = jax.jit(direct_dense_block)
+  expected_y, back = jax.vjp(plain, narrow.astype(jnp.float32), kernels, biases)
+  _, *expected = back(cotangent.astype(jnp.float32))
+  assert np.linalg.norm(y - expected_y) < 3e-3 * np.linalg.norm(expected_y)
+  pairs = [zip(*of_kind, strict=True) for of_kind in zip(actual, expected, strict=True)]
+  for bounds, of_kind in zip(([1e-5] + [2e-3] * 4, [1e-5] * 5), pairs, strict=True):
+    for bound, (a, b) in zip(bounds, of_kind, strict=True):
+      assert a.dtype == jnp.float32
+      assert np.linalg.norm(a - b) < bound * np.linalg.norm(b)
 
 
 def test_work_is_cut_as_far_as_memory_and_cores_ask():
