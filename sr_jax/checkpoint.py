@@ -82,7 +82,7 @@ def save(
     extra: JSON values that come back from `restore`.
     metrics: for the best checkpoint.
   """
-  items = _items(state)
+  items = jax.tree.map(_one_copy_a_process, _items(state))
   manifest = _manifest(items, extra)
   manager.save(
     int(state.step),
@@ -203,6 +203,21 @@ def _open_reader(run: str | storage.Folder) -> ocp.CheckpointManager:
 
 def _items(state: train_state.TrainState) -> dict[str, Tree]:
   return {"model": state.ema_variables, "state": state.replace(ema_params=None)}
+
+
+def _one_copy_a_process(leaf: jax.Array) -> jax.Array:
+  """The same replicated array, on one device of each process.
+
+  Of copies on all devices, Orbax would have each device write a slice, and compile the slicing.
+  """
+  devices = {}
+  for device in sorted(leaf.sharding.device_set, key=lambda device: device.id):
+    devices.setdefault(device.process_index, device)
+  mesh = jax.sharding.Mesh(np.array(list(devices.values())), ("process",))
+  mine = devices[jax.process_index()]
+  copy = [shard.data for shard in leaf.addressable_shards if shard.device == mine]
+  replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  return jax.make_array_from_single_device_arrays(leaf.shape, replicated, copy)
 
 
 def _manifest(items: dict[str, Tree], extra: Mapping[str, Any]) -> dict[str, Any]:
