@@ -64,7 +64,8 @@ def test_a_quick_training_run_writes_times_and_the_ratios_of_them(tmp_path, caps
   assert "gan step, batch 2, HR 32, on cpu" in said and "x basicsr" in said
 
 
-def test_a_quick_upscaling_run_writes_cases_and_scaling(tmp_path, capsys):
+def test_a_quick_upscaling_run_writes_cases_and_scaling(tmp_path, capsys, monkeypatch):
+  monkeypatch.setenv("SR_JAX_ONEDNN", "0")
   output = tmp_path / "infer.json"
   infer.main(["--quick", "--output", str(output)])
   capsys.readouterr()

@@ -6,8 +6,11 @@ import shutil
 import tempfile
 
 # Before jax starts: tests of sharding need several devices, and results must not depend on a GPU.
+# LLVM's costly optimizations take longer than they save: most programs here run once.
 os.environ["XLA_FLAGS"] = (
-  os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+  "--xla_backend_optimization_level=1 "
+  + os.environ.get("XLA_FLAGS", "")
+  + " --xla_force_host_platform_device_count=8"
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
