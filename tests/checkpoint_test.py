@@ -65,6 +65,25 @@ def test_comes_back_bit_for_bit(tmp_path, discriminator, devices):
   assert len(restored.step.sharding.device_set) == devices
 
 
+def test_saving_from_many_devices_compiles_nothing(tmp_path):
+  compiled = []
+
+  def listen(event: str, duration: float, **_) -> None:
+    if event.endswith("backend_compile_duration"):
+      compiled.append(duration)
+
+  state = make_state(1, width=136)  # a size that nothing else here has compiled slices of
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  try:
+    jax.jit(lambda x: x + 136)(1.0)
+    assert len(compiled) == 1
+    with checkpoint.open_manager(tmp_path) as manager:
+      checkpoint.save(manager, state, extra={})
+  finally:
+    jax.monitoring.unregister_event_duration_listener(listen)
+  assert len(compiled) == 1
+
+
 def test_no_checkpoint_is_none(tmp_path):
   assert checkpoint.restore(tmp_path, abstract(make_state(0))) is None
 
