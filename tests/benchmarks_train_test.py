@@ -27,13 +27,14 @@ NETWORKS = {
 
 @pytest.fixture(autouse=True)
 def light_workers(monkeypatch):
-  # Not the tests' eight devices, and sooner compiled.
+  jax.devices()  # this process keeps the tests' eight
+  # Not eight devices, and sooner compiled.
   monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
+  monkeypatch.setenv("SR_JAX_ONEDNN", "0")  # whose programs cannot be kept
   monkeypatch.setenv("OMP_NUM_THREADS", "1")  # threads that wait for one another on a busy machine
 
 
-def test_a_quick_training_run_writes_times_and_the_ratios_of_them(tmp_path, capsys, monkeypatch):
-  monkeypatch.setenv("SR_JAX_ONEDNN", "0")  # whose programs cannot be kept
+def test_a_quick_training_run_writes_times_and_the_ratios_of_them(tmp_path, capsys):
   output = tmp_path / "out" / "train.json"
   train.main(["--quick", "--output", str(output)])
   said, content = capsys.readouterr().out, json.loads(output.read_text())
@@ -64,8 +65,7 @@ def test_a_quick_training_run_writes_times_and_the_ratios_of_them(tmp_path, caps
   assert "gan step, batch 2, HR 32, on cpu" in said and "x basicsr" in said
 
 
-def test_a_quick_upscaling_run_writes_cases_and_scaling(tmp_path, capsys, monkeypatch):
-  monkeypatch.setenv("SR_JAX_ONEDNN", "0")
+def test_a_quick_upscaling_run_writes_cases_and_scaling(tmp_path, capsys):
   output = tmp_path / "infer.json"
   infer.main(["--quick", "--output", str(output)])
   capsys.readouterr()

@@ -84,8 +84,8 @@ def start(
       "JAX_NUM_PROCESSES": str(processes),
       "JAX_PROCESS_ID": str(index),
       "JAX_PLATFORMS": "cpu",
-      "XLA_FLAGS": "--xla_backend_optimization_level=1 "
-      f"--xla_force_host_platform_device_count={devices}",
+      # The last of two counts is taken.
+      "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
       "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir or "",
     }
     log = open(output(run, index), "w")
