@@ -15,6 +15,7 @@ import functools
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -46,8 +47,8 @@ def usable(dtype: Any) -> bool:
     return False
   if jax.default_backend() != "cpu" or jax.device_count() > 1:
     return False
-  dtype = jnp.dtype(dtype)
-  return (dtype == jnp.float32 or (dtype == jnp.bfloat16 and _has_bfloat16())) and _works()
+  name = jnp.dtype(dtype).name
+  return (name == "float32" or (name == "bfloat16" and _has_bfloat16())) and name in _working()
 
 
 @contextlib.contextmanager
@@ -62,13 +63,18 @@ def left_to_xla() -> Iterator[None]:
 
 @functools.cache
 def _has_bfloat16() -> bool:
+  """Whether this processor multiplies bfloat16, and oneDNN's own setting lets it be used."""
+  for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+    limit = os.environ.get(name, "").upper()
+    if limit and not re.search("ALL|DEFAULT|BF16|FP16|AMX|AVX10", limit):
+      return False
   facts = pathlib.Path("/proc/cpuinfo")
   return facts.exists() and "avx512_bf16" in facts.read_text()
 
 
 @functools.cache
-def _works() -> bool:
-  """Whether a process of its own gets the right numbers; says so where it does not.
+def _working() -> frozenset[str]:
+  """The dtypes in which a process of its own gets the right numbers; says which fail, and why.
 
   A call that this jaxlib reads in another way would end the process that tries it.
   """
@@ -81,16 +87,24 @@ def _works() -> bool:
     "text": True,
     "timeout": 120,
   }
+  dtypes = _to_try()
   try:
     trial = subprocess.run(command, check=False, **options)
   except (OSError, subprocess.TimeoutExpired) as error:
-    reason = str(error)
+    printed, reason = "", str(error)
   else:
-    if trial.returncode == 0:
-      return True
+    printed = trial.stdout
     reason = f"status {trial.returncode}, {trial.stderr.strip().rpartition(chr(10))[2]}"
-  print(f"convolutions are XLA's, since a trial of oneDNN's failed: {reason}", file=sys.stderr)
-  return False
+    if trial.returncode == 0:
+      return frozenset(dtypes)
+  # The last one has failed, even where the process ended after all.
+  working = frozenset(dtypes[:-1]) & frozenset(printed.splitlines())
+  failed = " and ".join(dtype for dtype in dtypes if dtype not in working)
+  print(
+    f"convolutions in {failed} are XLA's, since a trial of oneDNN's failed: {reason}",
+    file=sys.stderr,
+  )
+  return working
 
 
 def conv(
@@ -251,8 +265,15 @@ def _call(name: str, config: dict[str, Any], shape: tuple[int, ...], *operands) 
   )(*operands)
 
 
+def _to_try() -> list[str]:
+  return ["float32", "bfloat16"] if _has_bfloat16() else ["float32"]
+
+
 def _try() -> None:
-  """Compares a convolution and its gradients with XLA's, of small integers: all are exact."""
+  """Compares a convolution and its gradients with XLA's, of small integers: all are exact.
+
+  Prints each dtype in which they are the same, before it tries the next.
+  """
   shapes, rng = ((2, 7, 8, 16), (3, 3, 16, 32)), np.random.default_rng(0)
   x, kernel = (rng.integers(-3, 4, shape).astype(np.float32) for shape in shapes)
 
@@ -265,10 +286,11 @@ def _try() -> None:
     return y, *back(jnp.sign(y))
 
   expected = results(by_xla)
-  for dtype in (jnp.float32, jnp.bfloat16)[: 1 + _has_bfloat16()]:
-    actual = results(lambda x, kernel, dtype=dtype: conv(x, kernel, 2, SAME, dtype))
+  for name in _to_try():
+    actual = results(functools.partial(conv, stride=2, padding=SAME, dtype=jnp.dtype(name)))
     if not all(map(np.array_equal, actual, expected)):
-      raise ValueError(f"oneDNN's numbers in {dtype.__name__} differ from XLA's")
+      raise ValueError(f"oneDNN's numbers in {name} differ from XLA's")
+    print(name, flush=True)
 
 
 if __name__ == "__main__":
