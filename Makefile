@@ -9,7 +9,13 @@ TPU_COMPILER := $(VENV)/bin/python -c "import importlib.metadata as m; \
   print(*[r.partition(';')[0] for r in m.requires('jax') if r.startswith('libtpu')])"
 CUDA := $(shell nvidia-smi >/dev/null 2>&1 && echo "'jax[cuda12]'")
 
-.PHONY: demo test lint clean-demo
+# Two workers halve the time; the files that take longest come first (tests/conftest.py).
+PYTEST := $(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+# Python compiles what is imported; of all that is installed it would take pip half a minute.
+PIP := $(VENV)/bin/python -m pip install --quiet --no-compile
+
+.PHONY: demo test test-developer lint clean-demo
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/python -m sr_jax.main --config configs/esrgan.py:demo --workdir $(RUN)
@@ -19,7 +25,11 @@ demo: $(VENV)/.installed
 	  --model "bicubic,PSNR=$(RUN)/psnr,GAN=$(RUN),alpha 0.5=$(RUN)/alpha_0.5.safetensors"
 
 test: $(VENV)/.installed-test
-	$(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(PYTEST)
+
+# What only the packages of requirements-dev.txt enable. `make test` runs it too where they are installed.
+test-developer: $(VENV)/.installed-dev
+	$(PYTEST) -m "developer and not slow"
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .
@@ -38,18 +48,18 @@ $(VENV)/.created:
 
 # Where nvidia-smi answers, jax comes with its CUDA plugin; the same commands then use the GPU.
 $(VENV)/.installed: requirements.txt | $(VENV)/.created
-	$(VENV)/bin/python -m pip install --quiet -r requirements.txt $(CUDA)
+	$(PIP) -r requirements.txt $(CUDA)
 	touch $@
 
 $(VENV)/.installed-test: requirements-test.txt $(VENV)/.installed
-	$(VENV)/bin/python -m pip install --quiet -r requirements-test.txt
+	$(PIP) -r requirements-test.txt
 	touch $@
 
-# spandrel asks for torchvision, which has no build beside torch's CPU wheel; it is not needed.
+# spandrel and lpips ask for torchvision, which has no build beside torch's CPU wheel; it is not needed.
 $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed-test
-	$(VENV)/bin/python -m pip install --quiet -r requirements-dev.txt
-	$(VENV)/bin/python -m pip install --quiet --no-deps spandrel
-	$(VENV)/bin/python -m pip install --quiet --no-deps --target $(VENV)/tpu --upgrade "$$($(TPU_COMPILER))" \
+	$(PIP) -r requirements-dev.txt
+	$(PIP) --no-deps spandrel lpips
+	$(PIP) --no-deps --target $(VENV)/tpu --upgrade "$$($(TPU_COMPILER))" \
 	  || echo "no libtpu for this machine: the test of what a TPU's chips send will skip"
 	if command -v npm >/dev/null; then npm install --prefix tests/browser --no-package-lock --no-audit \
 	  --no-fund; else echo "no npm: the report's browser test will skip"; fi

@@ -20,8 +20,8 @@ def folder(tmp_path):
   return tmp_path / "data"
 
 
+@pytest.mark.developer("torch")
 def test_the_table_has_all_rows_and_their_ratios(folder, capsys):
-  pytest.importorskip("torch")
   pytest.importorskip("tensorflow")
   input_benchmark.main(["--quick", "--data", str(folder), "--batch_size", "4"])
   said = capsys.readouterr().out
@@ -51,9 +51,9 @@ def test_without_torch_it_measures_ours_and_says_so(folder, capsys, monkeypatch)
   assert "not measured: pack, tf.data: no tensorflow" in said
 
 
+@pytest.mark.developer("torch")
 def test_the_pytorch_way_cuts_pairs_that_belong_together(tmp_path):
   """HR repeats each LR pixel: after the crop and the flips it must still."""
-  pytest.importorskip("torch")
   lr = np.random.default_rng(0).integers(0, 256, (3, 40, 50, 3), dtype=np.uint8)
   hr = lr.repeat(4, axis=1).repeat(4, axis=2)
   pack = packed.pack_from_arrays(list(hr), 4, list(lr))
@@ -69,8 +69,8 @@ def test_the_pytorch_way_cuts_pairs_that_belong_together(tmp_path):
     assert pixels[0, 0].tolist() in whole
 
 
+@pytest.mark.developer("lmdb")
 def test_lmdb_holds_the_same_files(tmp_path):
-  pytest.importorskip("lmdb")
   pack = packed.pack_from_arrays([np.zeros((32, 32, 3), np.uint8)] * 2, 4)
   names = input_benchmark.write_png_folders(pack, tmp_path)
   input_benchmark.write_lmdb(tmp_path, names)

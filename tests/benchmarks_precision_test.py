@@ -28,6 +28,7 @@ def test_the_last_fifth_of_the_steps_and_the_last_score_are_compared():
     precision.compare(runs)
 
 
+@pytest.mark.slow
 def test_a_short_run_in_both(tmp_path, capsys):
   pytest.importorskip("ml_collections")
   arguments = [

@@ -23,6 +23,7 @@ NETWORKS = {
   "discriminator": 8,
   "vgg": 1 / 16,
 }
+OTHERS = ("torch", "openvino", "matplotlib")  # what a user need not have
 
 
 @pytest.fixture(autouse=True)
@@ -34,20 +35,28 @@ def light_workers(monkeypatch):
   monkeypatch.setenv("OMP_NUM_THREADS", "1")  # threads that wait for one another on a busy machine
 
 
-def test_a_quick_training_run_writes_times_and_the_ratios_of_them(tmp_path, capsys):
+@pytest.fixture(params=["alone", pytest.param("all", marks=pytest.mark.developer(*OTHERS))])
+def all_installed(request, monkeypatch) -> bool:
+  """Whether PyTorch, OpenVINO and Matplotlib are there; or as where a user has none of them."""
+  if request.param == "alone":
+    find = side_by_side.has
+    monkeypatch.setattr(side_by_side, "has", lambda name: name not in OTHERS and find(name))
+  return request.param == "all"
+
+
+def test_a_quick_training_run_writes_times_and_the_ratios_of_them(tmp_path, capsys, all_installed):
   output = tmp_path / "out" / "train.json"
-  train.main(["--quick", "--output", str(output)])
+  steps = ["gan", "psnr"] if all_installed else ["psnr"]
+  train.main(["--quick", "--what", ",".join(steps), "--output", str(output)])
   said, content = capsys.readouterr().out, json.loads(output.read_text())
-  assert [case["what"] for case in content["cases"]] == ["gan", "psnr"]
+  assert [case["what"] for case in content["cases"]] == steps
   for case in content["cases"]:
     rows = {row["name"]: row for row in case["rows"]}
     assert list(rows) == ["sr_jax float32", "basicsr"]
     ours, theirs = rows.values()
-    assert "reason" not in ours
     work = 2 * sum(case["flops_per_image"].values())
-    for row in rows.values():
-      if "reason" in row:
-        continue
+    for row in rows.values() if all_installed else [ours]:
+      assert "reason" not in row
       first, second = row["seconds_of_rounds"]
       assert row["seconds"] == pytest.approx((first + second) / 2)
       assert row["images_per_second"] * row["seconds"] == pytest.approx(2)
@@ -56,54 +65,47 @@ def test_a_quick_training_run_writes_times_and_the_ratios_of_them(tmp_path, caps
       assert row["peak_bytes"] > 1e7 and row["cpu_seconds"] > 0 and row["compile_s"] > 0
     # A program that is read is there sooner than one that is compiled.
     assert 0 < ours["cached_compile_s"] < ours["compile_s"]
-    if side_by_side.has("torch"):
+    if all_installed:
       assert ours["ratios"] == {"basicsr": pytest.approx(theirs["seconds"] / ours["seconds"])}
       assert theirs["ratios"] == {"basicsr": 1}
       assert theirs["parameters"] == ours["parameters"]
     else:
       assert ours["ratios"] == {} and theirs["reason"] == "no torch is installed"
-  assert "gan step, batch 2, HR 32, on cpu" in said and "x basicsr" in said
+      assert "seconds" not in theirs
+  assert all(f"{what} step, batch 2, HR 32, on cpu" in said for what in steps)
+  assert ("x basicsr" in said) == all_installed
+  assert ("not measured: basicsr: no torch is installed" in said) != all_installed
 
 
-def test_a_quick_upscaling_run_writes_cases_and_scaling(tmp_path, capsys):
+def test_a_quick_upscaling_run_writes_cases_and_scaling(tmp_path, capsys, all_installed):
   output = tmp_path / "infer.json"
   infer.main(["--quick", "--output", str(output)])
   capsys.readouterr()
   content = json.loads(output.read_text())
   (case,) = content["cases"]
-  names = [row["name"] for row in case["rows"]]
-  assert names == ["sr_jax float32", "basicsr", "onnxruntime float32", "openvino float32"]
-  for row in case["rows"]:
+  rows = {row["name"]: row for row in case["rows"]}
+  assert list(rows) == ["sr_jax float32", "basicsr", "onnxruntime float32", "openvino float32"]
+  missing = [] if all_installed else ["basicsr", "openvino float32"]
+  assert [name for name in rows if "reason" in rows[name]] == missing
+  for row in rows.values():
     if "reason" in row:
       assert row["reason"] == f"no {row['framework']} is installed"
       continue
     assert row["ns_per_pixel"] == pytest.approx(row["seconds"] * 1e9 / 64**2)
     for name, ratio in row["ratios"].items():
-      (other,) = [other for other in case["rows"] if other["name"] == name]
-      assert ratio == pytest.approx(other["seconds"] / row["seconds"])
+      assert ratio == pytest.approx(rows[name]["seconds"] / row["seconds"])
   ours = [point for point in content["scaling"] if point["row"] == "sr_jax float32"]
   places = [(point["axis"], point["batch_size"], point["size"]) for point in ours]
   assert places == [("batch_size", 1, 8), ("batch_size", 2, 8), ("size", 1, 8), ("size", 1, 16)]
   for point in ours:
     pixels = point["batch_size"] * (4 * point["size"]) ** 2
     assert point["ns_per_pixel"] == pytest.approx(point["seconds"] * 1e9 / pixels)
-  assert output.with_suffix(".png").exists() == side_by_side.has("matplotlib")
+  assert output.with_suffix(".png").exists() == all_installed
 
 
 def test_engines_to_time_beside_are_known_ones():
   with pytest.raises(ValueError, match="'tensorrt' must be one of onnxruntime, openvino"):
     infer.main(["--quick", "--engines", "tensorrt"])
-
-
-def test_without_torch_ours_is_measured_and_the_reason_printed(tmp_path, capsys, monkeypatch):
-  find = side_by_side.has
-  monkeypatch.setattr(side_by_side, "has", lambda module: module != "torch" and find(module))
-  output = tmp_path / "train.json"
-  train.main(["--quick", "--what", "psnr", "--output", str(output)])
-  ours, theirs = json.loads(output.read_text())["cases"][0]["rows"]
-  assert ours["seconds"] > 0 and ours["ratios"] == {}
-  assert "seconds" not in theirs
-  assert "not measured: basicsr: no torch is installed" in capsys.readouterr().out
 
 
 def test_it_imports_where_tensorflow_and_the_recipes_packages_are_not():
@@ -163,10 +165,11 @@ def test_the_count_of_the_full_generator():
   assert flops.infer_flops(32, 32, train.GENERATOR) == 2 * products
 
 
+@pytest.mark.developer("torch")
 def test_flops_are_those_that_pytorch_counts():
   """Forward passes, and whole steps: BasicSR's has three forward passes of D more."""
-  torch = pytest.importorskip("torch")
-  flop_counter = pytest.importorskip("torch.utils.flop_counter")
+  import torch
+  from torch.utils import flop_counter
   from benchmarks import torch_esrgan
 
   def count(run):
@@ -211,8 +214,8 @@ def test_flops_are_those_that_xla_counts(what):
   assert ours < wanted
 
 
+@pytest.mark.developer("torch")
 def test_torch_modes_have_their_dtypes_and_run():
-  pytest.importorskip("torch")
   from benchmarks import torch_esrgan
 
   assert list(torch_esrgan.MODES) == list(side_by_side.TORCH_DTYPES)
@@ -225,9 +228,10 @@ def test_torch_modes_have_their_dtypes_and_run():
     assert any((p != q).any() for p, q in zip(net.parameters(), before[name], strict=True)), name
 
 
+@pytest.mark.developer("torch")
 def test_pytorchs_step_of_d_is_the_same_with_five_forward_passes_and_with_four(monkeypatch):
   """`compile` makes one program of D's loss; the update is BasicSR's all the same."""
-  torch = pytest.importorskip("torch")
+  import torch
   from benchmarks import torch_esrgan
 
   monkeypatch.setattr(torch, "compile", lambda f, mode: f)
@@ -243,9 +247,10 @@ def test_pytorchs_step_of_d_is_the_same_with_five_forward_passes_and_with_four(m
   torch.testing.assert_close(parameters["four"], parameters["five"], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.developer("torch")
 def test_ours_and_pytorchs_networks_have_as_many_parameters():
   """Of full width, without drawing them: the published counts."""
-  torch = pytest.importorskip("torch")
+  import torch
   from benchmarks import torch_esrgan
 
   with torch.device("meta"):
@@ -339,8 +344,8 @@ def test_a_sweep_ends_before_it_takes_too_long(monkeypatch):
   assert [point["batch_size"] for point in points if point["axis"] == "batch_size"] == [1, 2]
 
 
+@pytest.mark.developer("matplotlib")
 def test_the_picture_is_drawn(tmp_path):
-  pytest.importorskip("matplotlib")
   points = [
     {"row": "a", "axis": axis, "batch_size": n, "size": 8, "seconds": 0.1 * n, "ns_per_pixel": 5.0}
     for axis in ("batch_size", "size")

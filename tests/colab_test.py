@@ -76,8 +76,10 @@ def definitions(cell_id: str) -> dict:
   return names
 
 
+@pytest.mark.developer("nbformat")
 def test_the_notebook_is_stored_as_it_should_be():
-  nbformat = pytest.importorskip("nbformat", reason="checks the notebook's format")
+  import nbformat
+
   notebook = nbformat.read(NOTEBOOK, as_version=4)
   nbformat.validate(notebook)
   assert notebook.metadata.kernelspec.name == "python3"
@@ -211,8 +213,6 @@ def execute(notebook: pathlib.Path, settings: dict, block: str) -> dict[str, lis
     settings: in the place of those of the notebook's first cell.
     block: what each of its Python processes runs before anything else.
   """
-  pytest.importorskip("nbmake", reason="pip install nbmake ipykernel")
-  pytest.importorskip("ipykernel", reason="pip install nbmake ipykernel")
   start = notebook.parent / "start"
   start.mkdir()
   (start / "sitecustomize.py").write_text(block)
@@ -272,10 +272,10 @@ print("compiled", compiled, evaluate._make_forward(network)._cache_size())
 """
 
 
+@pytest.mark.developer("ipykernel", "ipywidgets", "nbmake")
 @pytest.mark.slow
 def test_runs_in_a_checkout(photographs, tmp_path):
   """As it is: TensorFlow where it is installed, the slider, scikit-image's astronaut."""
-  pytest.importorskip("ipywidgets", reason="pip install ipywidgets")
   for name in ("sr_jax", "configs", "requirements.txt"):
     (tmp_path / name).symlink_to(ROOT / name)
   (tmp_path / "launch").mkdir()
@@ -326,6 +326,7 @@ def test_runs_in_a_checkout(photographs, tmp_path):
   assert not (ROOT / "runs" / "colab" / "detail.png").exists()
 
 
+@pytest.mark.developer("ipykernel", "nbmake")
 def test_runs_as_on_colab(photographs, tmp_path):
   """Alone, no TensorFlow, no widgets: it clones, takes an upload, hands the model out."""
   if shutil.which("git") is None:

@@ -1,6 +1,7 @@
 """Settings of every test: eight CPU devices, no silent broadcasting, where shared data is."""
 
 import atexit
+import importlib.util
 import os
 import shutil
 import tempfile
@@ -27,6 +28,35 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+# The files that take longest come first: a worker that takes one last works alone for minutes. What
+# e2e_test compiles, distributed_test and gcs_test find compiled where they start later.
+LONGEST = (
+  "e2e_test",
+  "train_step_test",
+  "distributed_test",
+  "gcs_test",
+  "benchmarks_train_test",
+  "launch_test",
+  "colab_test",
+  "communication_test",
+  "evaluate_test",
+  "generators_test",
+)
+
+
+def pytest_collection_modifyitems(items):
+  place = {name: number for number, name in enumerate(LONGEST)}
+  items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
+
+
+def pytest_runtest_setup(item):
+  """Skips a test whose marker names a module that is not installed."""
+  for marker in item.iter_markers("developer"):
+    for name in marker.args:
+      if importlib.util.find_spec(name) is None:
+        pytest.skip(f"{name} is not installed; `make test-developer` installs requirements-dev.txt")
 
 
 @pytest.fixture(autouse=True)

@@ -55,8 +55,10 @@ def test_every_form_and_back(tmp_path, suffix):
   assert first == last
 
 
+@pytest.mark.developer("torch")
 def test_a_torch_file_and_back(tmp_path):
-  torch = pytest.importorskip("torch", reason="needs PyTorch (requirements-dev.txt)")
+  import torch
+
   model = trained_model()
   model_file.save_model(tmp_path / "start.npz", model)
   run("--input", tmp_path / "start.npz", "--output", tmp_path / "there.pth")

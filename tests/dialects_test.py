@@ -15,7 +15,6 @@ from sr_jax.generators import GENERATORS
 
 @pytest.fixture
 def references():
-  pytest.importorskip("torch")
   import torch_references
 
   return torch_references
@@ -227,6 +226,7 @@ def test_a_bare_state_dict_of_basicsr_stays_as_it_is():
 
 
 # The order of PixelShuffle's channels: with another, these two differ by more than their tolerance.
+@pytest.mark.developer("torch")
 def test_mmsr_msrresnet_equals_torch(references):
   module = randomised(references.MSRResNet(8, 2))
   state = {
@@ -240,6 +240,7 @@ def test_mmsr_msrresnet_equals_torch(references):
   assert_same_state(state_dicts.to_state_dict(name, variables), numpy_state(module))
 
 
+@pytest.mark.developer("torch")
 @pytest.mark.parametrize("ups", [1, 2, 3])
 def test_leftthomas_srgan_equals_torch(references, ups):
   module = randomised(references.LeftthomasGenerator(8, ups))
@@ -256,6 +257,7 @@ def test_leftthomas_srgan_equals_torch(references, ups):
   assert_close(ours, expected)
 
 
+@pytest.mark.developer("torch")
 def test_srresnet_equals_torch_in_evaluation(references):
   module = randomised(references.SRResNet(8, 2))
   name, kwargs, variables, _ = state_dicts.read_generator(numpy_state(module))
@@ -268,6 +270,7 @@ def test_srresnet_equals_torch_in_evaluation(references):
 
 # The order in which linear1 sees the features, and SRGAN's 3x3 convolutions of stride 2, which
 # XLA's 'SAME' pads on one side only.
+@pytest.mark.developer("torch")
 @pytest.mark.parametrize("name, size", [("vgg", 64), ("srgan", 48)])
 def test_discriminators_equal_torch_in_evaluation(references, name, size):
   make = {"vgg": references.VGGDiscriminator, "srgan": references.SRGANDiscriminator}[name]
@@ -283,6 +286,7 @@ def test_discriminators_equal_torch_in_evaluation(references, name, size):
   assert_same_state(exported, weights)
 
 
+@pytest.mark.developer("torch")
 @pytest.mark.parametrize("dialect", ["basicsr", "parametrizations"])
 def test_unet_equals_torch_in_training(references, dialect):
   module = randomised(references.UNetDiscriminator(4))

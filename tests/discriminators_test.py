@@ -1,5 +1,7 @@
 """Tests of sr_jax/discriminators.py, against torch_references.py's with equal weights."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +18,6 @@ from sr_jax.discriminators import (
 
 @pytest.fixture
 def references():
-  pytest.importorskip("torch")
   import torch_references
 
   return torch_references
@@ -63,8 +64,12 @@ def test_bfloat16_gives_float32_logits_and_stores_float32(name):
   assert {leaf.dtype for leaf in jax.tree.leaves((logits, variables))} == {jnp.dtype("float32")}
 
 
-@pytest.mark.parametrize("name, size", [("vgg", 64), ("srgan", 32), ("unet", 16)])
-def test_logits_and_gradients_equal_torch(references, name, size):
+# With these seeds no activation is so near to zero that rounding takes it to the other side of a
+# leaky ReLU, where the gradient jumps: noise of 1e-6 of images and weights, in a hundred draws,
+# moved each gradient by 2e-5 of its largest value at most. With seed 1, 'vgg' moved by 3e-2.
+@pytest.mark.developer("torch")
+@pytest.mark.parametrize("name, size, seed", [("vgg", 64, 13), ("srgan", 32, 1), ("unet", 16, 1)])
+def test_logits_and_gradients_equal_torch(references, name, size, seed):
   features = 8
   net = DISCRIMINATORS[name](features=features)
   reference = {
@@ -75,7 +80,7 @@ def test_logits_and_gradients_equal_torch(references, name, size):
   variables = random_variables(net, size)
   references.load(reference, state_dicts.discriminator_to_state_dict(variables))
 
-  rng = np.random.default_rng(1)
+  rng = np.random.default_rng(seed)
   image = rng.uniform(size=(4, size, size, 3)).astype(np.float32)
   cotangent = rng.normal(size=(4, size, size) if name == "unet" else 4).astype(np.float32)
   expected, by_image, by_params = references.values_and_gradients(reference, image, cotangent)
@@ -97,8 +102,9 @@ def test_logits_and_gradients_equal_torch(references, name, size):
   state = state_dicts.discriminator_to_state_dict({"params": our_by_params, "batch_stats": stats})
   largest = max(np.abs(gradient).max() for gradient in by_params.values())
   for key, gradient in by_params.items():
-    # A bias before a BatchNorm has a gradient of zero but for rounding: measured against all.
-    tolerance = 1e-4 * max(np.abs(gradient).max(), 1e-2 * largest)
+    # A bias before a BatchNorm has a gradient of zero but for the rounding of long sums.
+    zero = name == "srgan" and re.fullmatch(r"conv(?!0_0)\d_\d\.bias", key)
+    tolerance = 1e-5 * largest if zero else 1e-4 * max(np.abs(gradient).max(), 1e-2 * largest)
     np.testing.assert_allclose(state[key], gradient, atol=tolerance, rtol=0, err_msg=key)
   # The statistics moved as PyTorch's.
   for key, buffer in reference.named_buffers():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import references
 from PIL import Image
-from tiny_models import apply, contrasting_model, make_model, photo
+from tiny_models import apply, assert_same_pixels, contrasting_model, make_model, photo
 
 from sr_jax import evaluate
 from sr_jax import images
@@ -33,12 +33,9 @@ def to_uint8(sr: np.ndarray) -> np.ndarray:
 
 
 def assert_same_image(actual: np.ndarray, expected: np.ndarray) -> None:
-  """Equal but for values that the last bit of a float32 rounds the other way."""
-  assert actual.dtype == np.uint8 and actual.shape == expected.shape
+  """The same pixels, of an image in which others would show."""
   assert expected.std() > 20 and np.mean((expected == 0) | (expected == 255)) < 0.2
-  error = np.abs(actual.astype(int) - expected)
-  assert error.max() <= 1, f"{(error > 1).sum()} wrong values, first {np.argwhere(error > 1)[0]}"
-  assert np.mean(error > 0) < 1e-3
+  assert_same_pixels(actual, expected)
 
 
 @pytest.mark.parametrize("name", GENERATORS)
@@ -52,7 +49,7 @@ def test_padding_changes_nothing(name):
 
 @pytest.mark.parametrize("dense", ["by_source", "winograd"])
 def test_padding_changes_nothing_in_a_fast_form(dense):
-  model = contrasting_model(dense=dense, features=8, growth=8)
+  model = contrasting_model(dense=dense, features=8, growth=8, blocks=1)
   lr = photo(13, 37)
   assert_same_image(upscaler(model)(lr), to_uint8(apply(model, lr)))
 

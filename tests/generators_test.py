@@ -16,7 +16,6 @@ from sr_jax.generators import GENERATORS, MSRResNet, ResidualNet, RRDBNet, SRRes
 
 @pytest.fixture
 def references():
-  pytest.importorskip("torch")
   import torch_references
 
   return torch_references
@@ -131,6 +130,7 @@ def test_rrdbnet_upsampling_layers(scale, input_unshuffle, convs):
   assert {name for name in variables["params"] if name.startswith("conv_up")} == convs
 
 
+@pytest.mark.developer("torch")
 @pytest.mark.parametrize("unshuffle", [1, 2])
 def test_rrdbnet_equals_torch(references, unshuffle):
   net = RRDBNet(features=8, blocks=2, growth=4, scale=4 // unshuffle, input_unshuffle=unshuffle)
@@ -138,18 +138,21 @@ def test_rrdbnet_equals_torch(references, unshuffle):
   check_against(reference, references, "rrdbnet", net)
 
 
+@pytest.mark.developer("torch")
 def test_residualnet_equals_torch(references):
   check_against(
     references.ResidualNet(8, 2), references, "residualnet", ResidualNet(features=8, blocks=2)
   )
 
 
+@pytest.mark.developer("torch")
 def test_msrresnet_equals_torch(references):
   check_against(
     references.MSRResNet(8, 2), references, "msrresnet", MSRResNet(features=8, blocks=2)
   )
 
 
+@pytest.mark.developer("torch")
 @pytest.mark.parametrize("per_channel", [False, True])
 def test_srresnet_equals_torch(references, per_channel):
   reference = references.SRResNet(8, 2, 8 if per_channel else 1)
@@ -218,7 +221,7 @@ def test_dense_blocks_in_a_fast_form_are_the_same_network(dense):
       for a, b in zip(jax.tree.leaves(seen), jax.tree.leaves(exact[:3]), strict=True)
     ]
 
-  assert 1e-4 < np.mean(error(dense)) < 1.5 * np.mean(error("concat"))
+  assert 1e-4 < np.mean(error(dense)) < 2 * np.mean(error("concat"))
 
 
 def dense_net(dense, dtype):
@@ -343,7 +346,7 @@ def test_tanh_is_mapped_to_the_images_range():
   variables = random_variables(net, lr)
   raw = net.apply(variables, lr, train=False)
   mapped = net.clone(final_activation="tanh").apply(variables, lr, train=False)
-  np.testing.assert_allclose(mapped, 1 / (1 + np.exp(-2 * np.asarray(raw))), rtol=1e-5)
+  np.testing.assert_allclose(mapped, 1 / (1 + np.exp(-2 * np.asarray(raw))), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", GENERATORS)

@@ -625,12 +625,12 @@ def _undeclared(given, parsed, path: str = "") -> list[str]:
   return []
 
 
+@pytest.mark.developer("kubeflow_trainer_api")
 @pytest.mark.parametrize("tpu_type", ["v6e-8", "v5p-32"])
 def test_jobset_against_the_published_types(tpu_type):
   """Kubeflow publishes the types of JobSet's CRD for Python, generated from it."""
-  models = pytest.importorskip(
-    "kubeflow_trainer_api.models", reason="kubeflow-trainer-api is not installed"
-  )
+  from kubeflow_trainer_api import models
+
   jobset = _jobset(tpu_type=tpu_type, spot=True, queue="q")
   parsed = models.JobsetV1alpha2JobSet.from_dict(jobset).to_dict()
   assert _undeclared(jobset, parsed) == []
@@ -645,11 +645,11 @@ def test_jobset_against_the_published_types(tpu_type):
     models.JobsetV1alpha2JobSet.from_dict(wrong)
 
 
+@pytest.mark.developer("kubernetes_validate")
 def test_jobs_of_the_jobset_against_kubernetes():
   """JobSet's CRD leaves the meaning of values to Kubernetes: each job is a batch/v1 Job."""
-  kubernetes_validate = pytest.importorskip(
-    "kubernetes_validate", reason="kubernetes-validate is not installed"
-  )
+  import kubernetes_validate
+
   job = _jobset(spot=True)["spec"]["replicatedJobs"][0]["template"]
   job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "x"}, **job}
   kubernetes_validate.validate(job, "1.31", strict=True)
@@ -691,9 +691,11 @@ def _close(schema) -> None:
       _close(value)
 
 
+@pytest.mark.developer("jsonschema")
 def test_jobset_against_its_crd():
   yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
-  jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed")
+  import jsonschema
+
   path = os.environ.get("SR_JAX_JOBSET_CRD", "")
   if not path:
     pytest.skip(
@@ -1037,6 +1039,7 @@ def test_image_is_not_root_and_has_no_secrets():
         assert f"!{source}" in ignored, source
 
 
+@pytest.mark.developer
 def test_dockerfile_with_hadolint():
   done = subprocess.run(
     [tool("hadolint"), str(LAUNCH / "docker" / "Dockerfile")], capture_output=True, text=True
@@ -1047,6 +1050,7 @@ def test_dockerfile_with_hadolint():
 SCRIPTS = ["tpu_vm.sh", "tpu_vm_worker.sh", "slurm/train.sbatch"]
 
 
+@pytest.mark.developer
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_scripts_with_shellcheck(name):
   done = subprocess.run(
@@ -1061,7 +1065,8 @@ def test_scripts_are_strict_and_quote_in_one_place():
     assert "\nset -euo pipefail\n" in (LAUNCH / name).read_text(), name
   listed = {str(path.relative_to(LAUNCH)) for path in LAUNCH.rglob("*.sh")}
   assert listed <= set(SCRIPTS)
-  texts = [path.read_text() for path in LAUNCH.rglob("*") if path.is_file()]
+  files = [path for path in LAUNCH.rglob("*") if path.is_file()]
+  texts = [path.read_text() for path in files if path.suffix != ".pyc"]  # of render.py
   assert sum(len(re.findall(r"%q|@Q\}", text)) for text in texts) == 1
   assert not any("StrictHostKeyChecking" in text for text in texts)
   assert os.access(LAUNCH / "tpu_vm.sh", os.X_OK)

@@ -11,7 +11,9 @@ from sr_jax import layers
 
 @pytest.fixture
 def torch():
-  return pytest.importorskip("torch")
+  import torch
+
+  return torch
 
 
 def image(*shape):
@@ -36,6 +38,7 @@ class Call(nn.Module):
     return self.function(x)
 
 
+@pytest.mark.developer("torch")
 @pytest.mark.parametrize(
   "kernel_size, stride, padding", [(3, 1, 1), (3, 2, 1), (4, 2, 1), (9, 1, 4)]
 )
@@ -88,6 +91,7 @@ def test_computes_in_the_dtype_named_and_stores_float32():
   assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
 
 
+@pytest.mark.developer("torch")
 def test_batch_norm_moves_its_statistics_by_a_tenth(torch):
   x = image(4, 6, 6, 3) * 3 + 1
   net = Call(lambda x: layers.batch_norm(x, train=True, name="b"))
@@ -101,6 +105,7 @@ def test_batch_norm_moves_its_statistics_by_a_tenth(torch):
   np.testing.assert_allclose(stats["var"], 0.9 + 0.1 * x.var((0, 1, 2)), rtol=1e-5)
 
 
+@pytest.mark.developer("torch")
 @pytest.mark.parametrize("per_channel", [False, True])
 def test_prelu(torch, per_channel):
   x = image(2, 5, 6, 3)
@@ -113,6 +118,7 @@ def test_prelu(torch, per_channel):
   np.testing.assert_allclose(net.apply({"params": {"slope": slope}}, x), nhwc(expected), rtol=1e-6)
 
 
+@pytest.mark.developer("torch")
 def test_leaky_relu_and_its_derivative(torch):
   x = np.float32([-2.0, -0.5, 0.0, 0.5, 2.0])
   t = torch.tensor(x, requires_grad=True)
@@ -124,6 +130,7 @@ def test_leaky_relu_and_its_derivative(torch):
   np.testing.assert_array_equal(layers.leaky_relu(np.float32([-1.0])), np.float32([-0.2]))
 
 
+@pytest.mark.developer("torch")
 @pytest.mark.parametrize("r", [2, 3, 4])
 def test_shuffles_order_channels_as_torch_and_undo_each_other(torch, r):
   x = image(2, 4, 5, 3 * r**2)
@@ -141,6 +148,7 @@ def test_shuffles_refuse_what_does_not_divide():
     layers.pixel_unshuffle(image(1, 4, 5, 3), 2)
 
 
+@pytest.mark.developer("torch")
 @pytest.mark.parametrize("r", [2, 3, 4])
 def test_upsampling(torch, r):
   x = image(2, 5, 7, 3)

@@ -76,7 +76,7 @@ def test_adversarial_losses_take_maps_of_logits():
   real, fake = rng.normal(size=(2, 3, 5, 7)).astype(np.float32)
   for pair in losses.ADVERSARIAL.values():
     for loss in pair:
-      np.testing.assert_allclose(loss(real, fake), loss(real.ravel(), fake.ravel()), rtol=1e-6)
+      np.testing.assert_allclose(loss(real, fake), loss(real.ravel(), fake.ravel()), rtol=1e-5)
 
 
 def test_other_adversarial_losses_by_numpy():
@@ -102,8 +102,10 @@ def test_other_adversarial_losses_by_numpy():
     np.testing.assert_allclose(pair.discriminator(REAL, FAKE), discriminator, rtol=1e-6)
 
 
+@pytest.mark.developer("torch")
 def test_against_pytorch():
-  torch = pytest.importorskip("torch", reason="PyTorch is in requirements-dev.txt")
+  import torch
+
   bce = torch.nn.functional.binary_cross_entropy_with_logits
   rng = np.random.default_rng(1)
   real, fake = (5 * rng.normal(size=(2, 64))).astype(np.float32)
@@ -123,7 +125,7 @@ def test_against_pytorch():
   sr, hr = rng.random((2, 2, 8, 9, 3)).astype(np.float32)
   t_sr, t_hr = torch.tensor(sr), torch.tensor(hr)
   np.testing.assert_allclose(
-    losses.l1_loss(sr, hr), torch.nn.functional.l1_loss(t_sr, t_hr).item(), rtol=1e-6
+    losses.l1_loss(sr, hr), torch.nn.functional.l1_loss(t_sr, t_hr).item(), rtol=1e-5
   )
   np.testing.assert_allclose(
     losses.mse_loss(sr, hr), torch.nn.functional.mse_loss(t_sr, t_hr).item(), rtol=1e-6

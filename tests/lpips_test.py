@@ -46,7 +46,8 @@ def noisy_pair(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
 
 def in_torch(a: np.ndarray, b: np.ndarray, net: str, params) -> float:
   """Layer by layer, of uint8 images."""
-  torch = pytest.importorskip("torch")
+  import torch
+
   shift = torch.tensor([-0.030, -0.088, -0.188]).reshape(1, 3, 1, 1)
   scale = torch.tensor([0.458, 0.448, 0.450]).reshape(1, 3, 1, 1)
   x = torch.tensor(np.stack([a, b])).permute(0, 3, 1, 2).float() / 255 * 2 - 1
@@ -69,6 +70,7 @@ def in_torch(a: np.ndarray, b: np.ndarray, net: str, params) -> float:
   return total
 
 
+@pytest.mark.developer("torch")
 def test_equal_to_torch(net, params):
   a, b = noisy_pair(75, 90)
   expected = in_torch(a[4:-4, 4:-4], b[4:-4, 4:-4], net, params)
@@ -76,12 +78,12 @@ def test_equal_to_torch(net, params):
   assert metrics.lpips(a, b, 4, params) == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.developer("torch", "lpips")
 def test_the_heads_are_those_of_version_0_1(net, params):
-  torch = pytest.importorskip("torch")
-  spec = importlib.util.find_spec("lpips")
-  if spec is None:
-    pytest.skip("the package lpips, whose heads these are, is not installed")
-  path = pathlib.Path(spec.origin).parent / "weights/v0.1" / f"{net}.pth"
+  import torch
+
+  package = pathlib.Path(importlib.util.find_spec("lpips").origin).parent
+  path = package / "weights/v0.1" / f"{net}.pth"
   official = torch.load(path, map_location="cpu", weights_only=True)
   for i, head in enumerate(params["heads"]):
     np.testing.assert_array_equal(head, official[f"lin{i}.model.1.weight"].numpy().ravel())

@@ -37,7 +37,8 @@ def write_run(run: pathlib.Path, model: model_file.Model, step: int = 7) -> None
 
 
 def write_torch(path: pathlib.Path, model: model_file.Model, wrapper: str = "") -> None:
-  torch = pytest.importorskip("torch")
+  import torch
+
   state = state_dicts.to_state_dict(model.name, model.variables)
   state = {key: torch.from_numpy(np.array(array)) for key, array in state.items()}
   torch.save({wrapper: state, "iter": 5} if wrapper else state, path)
@@ -63,6 +64,7 @@ def test_a_run_of_training(tmp_path):
   assert read.info == {**model.info, "step": 7, "config": config}
 
 
+@pytest.mark.developer("torch")
 @pytest.mark.parametrize("wrapper", ["", "params", "params_ema", "state_dict"])
 def test_a_torch_file(tmp_path, wrapper):
   model = make_model("srresnet")
@@ -72,8 +74,10 @@ def test_a_torch_file(tmp_path, wrapper):
   assert_equal_trees(variables, model.variables)
 
 
+@pytest.mark.developer("torch")
 def test_averaged_weights_of_a_torch_file_come_first(tmp_path):
-  torch = pytest.importorskip("torch")
+  import torch
+
   states = {}
   for seed, wrapper in enumerate(("params", "params_ema")):
     state = state_dicts.to_state_dict("rrdbnet", make_model(seed=seed).variables)
@@ -128,6 +132,7 @@ def test_other_inputs(tmp_path, kwargs):
     assert_equal_trees(variables, model.variables)
 
 
+@pytest.mark.developer("torch")
 def test_the_digest_is_of_the_contents(tmp_path):
   model = make_model()
   write_run(tmp_path / "trained", model)
@@ -291,8 +296,10 @@ def test_garbage_is_one_clear_error(tmp_path, name, contents):
     model_file.load_model(tmp_path / name)
 
 
+@pytest.mark.developer("torch")
 def test_torch_files_of_other_things(tmp_path):
-  torch = pytest.importorskip("torch")
+  import torch
+
   path = tmp_path / "model.pth"
   for contents in ([torch.zeros(3)], {1: torch.zeros(3)}, torch.zeros(3)):
     torch.save(contents, path)

@@ -313,20 +313,21 @@ import dataclasses, os, sys, time
 from sr_jax.data import packed, sources
 source = sources.open_source(sys.argv[1])
 def load(i):
-  time.sleep(0.05)
+  time.sleep(0.05 if i < int(sys.argv[3]) else 600)
   os.write(1, b"%d\n" % i)
   return source.load(i)
 packed.build_pack(dataclasses.replace(source, load=load), 4, sys.argv[2], threads=2)
 """
 
 
-def slow_build(folder, cache) -> subprocess.Popen:
-  command = [sys.executable, "-c", SLOW_BUILD, str(folder), str(cache)]
+def slow_build(folder, cache, until: int = 99) -> subprocess.Popen:
+  """A build that prints each image it has read; it never reads one with a number of `until` on."""
+  command = [sys.executable, "-c", SLOW_BUILD, str(folder), str(cache), str(until)]
   return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
 def test_a_killed_build_ends_with_the_bytes_of_one_that_was_not(folder, tmp_path):
-  with slow_build(folder, tmp_path / "cache") as process:
+  with slow_build(folder, tmp_path / "cache", until=8) as process:
     for _ in range(8):
       process.stdout.readline()
     os.kill(process.pid, signal.SIGKILL)

@@ -456,12 +456,14 @@ def sides(visit: dict, name: str) -> tuple[np.ndarray, np.ndarray]:
   )
 
 
+@pytest.mark.developer
 def test_the_page_asks_for_nothing_and_has_no_error(visit):
   assert visit["requests"] == [] and visit["errors"] == [] and visit["dialogs"] == []
   assert visit["title"] == "Colours"
   assert (visit["folder"] / "page.png").stat().st_size > 10_000
 
 
+@pytest.mark.developer
 def test_the_policy_holds_and_the_count_of_requests_is_no_empty_promise(visit, tmp_path):
   page = (visit["folder"].parent / "report.html").read_text(encoding="utf-8")
   planted = page.replace("<footer>", '<img src="http://127.0.0.1:9/x.png" loading="eager"><footer>')
@@ -479,6 +481,7 @@ def test_the_policy_holds_and_the_count_of_requests_is_no_empty_promise(visit, t
   "name, percent",
   [("start", 50), ("moved", 25), ("keyboard", 30), ("clicked", 40), ("dragged", 80)],
 )
+@pytest.mark.developer
 def test_the_slider_divides_the_left_image_from_the_right(visit, name, percent):
   state = visit["states"][name]
   assert float(state["value"]) == pytest.approx(percent, abs=0.5)
@@ -492,6 +495,7 @@ def test_the_slider_divides_the_left_image_from_the_right(visit, name, percent):
   np.testing.assert_allclose(right, BLUE, atol=12)
 
 
+@pytest.mark.developer
 def test_moving_the_slider_changes_the_picture_between_the_two_places(visit):
   start, moved = picture(visit, "start"), picture(visit, "moved")
   changed = (np.abs(start - moved).max(axis=2) > 60).mean(axis=0)
@@ -500,6 +504,7 @@ def test_moving_the_slider_changes_the_picture_between_the_two_places(visit):
   assert changed[:90].max() == 0 and changed[300:].max() == 0, "and nothing else did"
 
 
+@pytest.mark.developer
 def test_a_choice_changes_the_right_image_and_a_view_shows_a_window(visit):
   left, right = sides(visit, "selected")
   np.testing.assert_allclose(left, RED, atol=12)
@@ -511,6 +516,7 @@ def test_a_choice_changes_the_right_image_and_a_view_shows_a_window(visit):
   np.testing.assert_array_equal(sides(visit, "window")[0], RED, "a window is lossless")
 
 
+@pytest.mark.developer
 def test_a_heading_sorts_and_what_is_no_number_is_last(visit):
   given, falling, rising = ([row[0] for row in rows] for rows in visit["columns"])
   assert given == ["bicubic", "A", "none", "B"]
@@ -518,6 +524,7 @@ def test_a_heading_sorts_and_what_is_no_number_is_last(visit):
   assert rising == ["B", "bicubic", "A", "none"]
 
 
+@pytest.mark.developer
 def test_every_image_comes_up_and_every_curve_is_drawn(visit):
   assert visit["comparators"] == 3 and visit["undecoded"] == 0
   assert visit["charts"] == 5 and visit["broken"] == 2
@@ -526,6 +533,7 @@ def test_every_image_comes_up_and_every_curve_is_drawn(visit):
   assert visit["overflow"] == 0 and visit["overflowOnPhone"] == 0
 
 
+@pytest.mark.developer
 def test_hostile_names_do_nothing_in_a_browser(tmp_path):
   seen = drive(hostile_page(tmp_path), tmp_path / "seen")
   assert seen["dialogs"] == [] and seen["requests"] == [] and seen["errors"] == []

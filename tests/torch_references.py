@@ -1,7 +1,7 @@
 """The networks once more, in plain PyTorch: what ours are compared with.
 
 Written from the papers and from the published checkpoints' key names, without sr_jax. Images are
-NCHW. Import it after `pytest.importorskip("torch")`.
+NCHW. Import it inside of tests that are marked `developer`.
 """
 
 import torch

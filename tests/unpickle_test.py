@@ -176,8 +176,10 @@ def test_other_numpy_pickles_are_refused(tmp_path, data, message):
     unpickle.read_numpy_pickle(path)
 
 
+@pytest.mark.developer("torch")
 def test_reads_what_torch_saves(tmp_path):
-  torch = pytest.importorskip("torch")
+  import torch
+
   net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
   tensors = {
     "bf16": torch.randn(3, 4).bfloat16(),
@@ -210,8 +212,10 @@ def test_reads_what_torch_saves(tmp_path):
     np.testing.assert_array_equal(array, expected)
 
 
+@pytest.mark.developer("torch")
 def test_reads_a_training_checkpoint(tmp_path):
-  torch = pytest.importorskip("torch")
+  import torch
+
   net = torch.nn.Conv2d(1, 2, 3)
   optimizer = torch.optim.Adam(net.parameters(), lr=3e-4)
   scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [2, 2, 5])

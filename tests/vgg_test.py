@@ -23,7 +23,7 @@ def images(*shape):
 
 def state_of_zeros(depth):
   """torchvision's state dict, zero but for a bias that says which layer it is; and those layers."""
-  torch = pytest.importorskip("torch")
+  import torch
   import torch_references
 
   convs = {16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}[depth]
@@ -38,8 +38,9 @@ def state_of_zeros(depth):
   return state, index
 
 
+@pytest.mark.developer("torch")
 def test_features_and_gradient_equal_torch(small):
-  torch = pytest.importorskip("torch")
+  import torch
   import torch_references
 
   reference = torch_references.vgg((4, 8, 16, 32, 32), (2, 2, 4, 4, 4))
@@ -117,6 +118,7 @@ def test_init_vgg_is_he_normal():
     vgg.init_vgg(jax.random.key(0), depth=13)
 
 
+@pytest.mark.developer("torch")
 @pytest.mark.parametrize("depth, suffix", [(19, "pth"), (16, "safetensors")])
 def test_loads_torchvision_state_dicts(tmp_path, depth, suffix):
   state, index = state_of_zeros(depth)
@@ -211,6 +213,7 @@ def test_without_a_network_hf_fails_at_once(monkeypatch, tmp_path):
   assert time.monotonic() - start < 5
 
 
+@pytest.mark.developer("torch")
 def test_hf_takes_the_cached_file(monkeypatch, tmp_path):
   huggingface_hub = pytest.importorskip("huggingface_hub")
   from safetensors.numpy import save_file

@@ -167,8 +167,9 @@ def test_it_is_about_as_accurate_as_a_direct_convolution():
     pairs = (y, exact), (gradient, exact_gradient)
     return [np.sqrt(np.mean((a - b) ** 2) / np.mean(b**2)) for a, b in pairs]
 
-  for ours, theirs in zip(errors(winograd.conv3x3), errors(direct_with_bias), strict=True):
-    assert 1e-8 < ours < 3 * max(theirs, 1e-7), (ours, theirs)
+  # A direct convolution's are 1e-7 to 3e-7, by the order in which a processor adds the products.
+  for ours, direct in zip(errors(winograd.conv3x3), errors(direct_with_bias), strict=True):
+    assert 1e-8 < direct < 1e-6 and 1e-8 < ours < 2e-6, (ours, direct)
 
 
 def test_bfloat16_is_rounded_once_a_layer():
