@@ -12,7 +12,9 @@ CUDA := $(shell nvidia-smi >/dev/null 2>&1 && echo "'jax[cuda12]'")
 # Two workers halve the time; the files that take longest come first (tests/conftest.py).
 PYTEST := $(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-# Python compiles what is imported; of all that is installed it would take pip half a minute.
+# Python compiles what is imported and keeps it, whatever this shell says; to compile all that is installed
+# would take pip half a minute.
+unexport PYTHONDONTWRITEBYTECODE
 PIP := $(VENV)/bin/python -m pip install --quiet --no-compile
 
 .PHONY: demo test test-developer lint clean-demo
