@@ -16,14 +16,15 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from sr_jax import cli
-from sr_jax import engines
-from sr_jax import evaluate
-from sr_jax import model_file
+from sr_jax.models.read import read_model
+from sr_jax.networks.build import build_generator
+from sr_jax.upscaling import engines
+from sr_jax.upscaling import upscaler
 
 
 def bare_openvino(contents: bytes) -> Callable[[np.ndarray], np.ndarray]:
   """As its guide does it, but in float32: by itself it takes bfloat16 where the CPU has it."""
-  sys.modules.setdefault("openvino_telemetry", None)  # as sr_jax.engines does: no messages
+  sys.modules.setdefault("openvino_telemetry", None)  # as upscaling/engines.py does: no messages
   import openvino
 
   core = openvino.Core()
@@ -44,18 +45,18 @@ def main(argv: Sequence[str]) -> None:
   parser.add_argument("--model", required=True, help="a run or a model file, in colour")
   parser.add_argument("--sides", default="64,128", help="of the LR images, in pixels")
   parser.add_argument("--rounds", type=int, default=7)
-  parser.add_argument("--engines", default="openvino,onnxruntime,jax", help="of sr_jax.engines")
+  parser.add_argument("--engines", default="openvino,onnxruntime,jax", help="of its CHOICES")
   args = parser.parse_args(argv)
-  model = model_file.read_model(args.model)
-  module = model_file.build_generator(model.name, model.kwargs)
-  contents = engines._export(model)
+  model = read_model(args.model)
+  module = build_generator(model.name, model.kwargs)
+  contents = engines.export(model)
   bare = {"bare OpenVINO": bare_openvino(contents), "bare ONNX Runtime": bare_onnxruntime(contents)}
   ours = {}
   for choice in args.engines.split(","):
     start = time.perf_counter()
     engine = engines.open_engine(model, choice)
     print(f"{engine.name} opened in {time.perf_counter() - start:.1f} s")
-    ours[f"--engine={choice}"] = evaluate.make_upscaler(module, model.variables, engine.run)
+    ours[f"--engine={choice}"] = upscaler.make_upscaler(module, model.variables, engine.run)
   for side in map(int, args.sides.split(",")):
     image = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
     lr = np.ascontiguousarray(image.transpose(2, 0, 1)[None], np.float32) / 255

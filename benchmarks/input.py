@@ -30,13 +30,14 @@ from PIL import Image
 
 from sr_jax import cli
 from sr_jax.data import device_input
-from sr_jax.data import packed
+from sr_jax.data.pack import Pack, SubImages, divide, hr_image, lr_image
+from sr_jax.data import packing
 from sr_jax.data import sampling
 from sr_jax.data import sources
 from sr_jax.data import tf_input
 
 SCALE = 4
-SUB_IMAGES = packed.SubImages(480, 240)
+SUB_IMAGES = SubImages(480, 240)
 PNG_COMPRESSION = 3  # of BasicSR's extract_subimages.py
 
 
@@ -51,12 +52,12 @@ def has(module: str) -> bool:
   return importlib.util.find_spec(module) is not None
 
 
-def write_png_folders(pack: packed.Pack, folder: pathlib.Path) -> list[str]:
+def write_png_folders(pack: Pack, folder: pathlib.Path) -> list[str]:
   """Writes the pack's images as BasicSR's folders GT/ and LQ/; returns their file names."""
   names = []
   for i in range(len(pack.names)):
     names.append(f"{i:05d}.png")
-    for part, image in (("GT", packed.hr_image(pack, i)), ("LQ", packed.lr_image(pack, i))):
+    for part, image in (("GT", hr_image(pack, i)), ("LQ", lr_image(pack, i))):
       (folder / part).mkdir(parents=True, exist_ok=True)
       pixels = Image.fromarray(np.ascontiguousarray(image))
       pixels.save(folder / part / names[-1], compress_level=PNG_COMPRESSION)
@@ -141,14 +142,21 @@ def torch_batches(
   return iter(torch.utils.data.DataLoader(Pairs(), batch_size, sampler=sampler, num_workers=0))
 
 
-def numpy_batches(pack: packed.Pack, as_float: bool, **options: int) -> Iterator[Any]:
+def numpy_batches(pack: Pack, as_float: bool, **options: int) -> Iterator[Any]:
   for step in itertools.count():
     batch = sampling.cut_batch(pack, step, **options)
     yield tuple(part.astype(np.float32) / 255 for part in batch) if as_float else batch
 
 
+def device_batches(pack: Pack, **options: int) -> Iterator[dict[str, jax.Array]]:
+  """Batches by the function that the training step calls."""
+  arrays, cut = device_input.make_cutter(pack, **options)
+  cut = jax.jit(cut)
+  return (cut(arrays, np.uint32(step)) for step in itertools.count())
+
+
 def make_rows(
-  pack: packed.Pack, folder: pathlib.Path, batch_size: int, lr_patch: int
+  pack: Pack, folder: pathlib.Path, batch_size: int, lr_patch: int
 ) -> tuple[list[Row], list[str]]:
   """The rows to measure, the pack's first, and why others are left out."""
   options = {"batch_size": batch_size, "lr_patch": lr_patch, "seed": 0}
@@ -162,9 +170,7 @@ def make_rows(
   else:
     missing.append("pack, tf.data: no tensorflow")
   kind = jax.devices()[0].device_kind
-  rows.append(
-    Row(f"pack, in device memory ({kind})", lambda: device_input.make_device_input(pack, **options))
-  )
+  rows.append(Row(f"pack, in device memory ({kind})", lambda: device_batches(pack, **options)))
   if not has("torch"):
     return rows, [*missing, "BasicSR's way: no torch"]
   names = write_png_folders(pack, folder)
@@ -214,8 +220,8 @@ def main(argv: Sequence[str]) -> None:
   with tempfile.TemporaryDirectory(prefix="sr_jax_input_") as work:
     folder = pathlib.Path(work)
     source = sources.open_source(args.data, scale=SCALE)
-    pack = packed.build_pack(source, SCALE, str(folder / "cache"), min_hr=args.hr_patch)
-    pack = packed.divide(pack, SUB_IMAGES)
+    pack = packing.build_pack(source, SCALE, str(folder / "cache"), min_hr=args.hr_patch)
+    pack = divide(pack, SUB_IMAGES)
     rows, missing = make_rows(pack, folder, args.batch_size, args.hr_patch // SCALE)
     decoder = "cv2" if has("cv2") else "Pillow"
     print(

@@ -1,6 +1,6 @@
 """sr_jax's own step and network, made ready to be timed: one side of train.py and infer.py.
 
-The step is `train_step.make_train_step` with the modules and values that `sr_jax.train` builds from
+The step is `step.make_train_step` with the modules and values that `sr_jax.train` builds from
 configs/esrgan.py:basicsr and esrgan_psnr.py:basicsr. The values stand here once more, since a
 machine to measure on may lack ml_collections, and `configs` and `sr_jax.train` need it:
 tests/benchmarks_train_test.py compares the program with the one that the recipe gives.
@@ -18,15 +18,16 @@ import numpy as np
 
 from benchmarks import flops
 from benchmarks import side_by_side
-from sr_jax import discriminators
-from sr_jax import losses
-from sr_jax import model_file
-from sr_jax import onednn
-from sr_jax import schedules
-from sr_jax import sharding
-from sr_jax import train_state
-from sr_jax import train_step
-from sr_jax import vgg
+from sr_jax.kernels.choose import PLAIN, choose
+from sr_jax.machine import sharding
+from sr_jax.networks.build import build_generator, check_dtype
+from sr_jax.networks import discriminators
+from sr_jax.networks import vgg
+from sr_jax.runs.state import TrainState, create_train_state
+from sr_jax.training import losses
+from sr_jax.training import schedules
+from sr_jax.training.step import TrainStep, make_optimizer, make_train_step
+from sr_jax.training.terms import Adversarial, Perceptual
 
 # The recipes as released, where they differ.
 RECIPES = {
@@ -45,8 +46,11 @@ RECIPES = {
 }
 
 
-def make_generator(networks: dict[str, Any], how: dict[str, Any], dtype: str):
-  return model_file.build_generator("rrdbnet", {**networks["generator"], **how}, dtype=dtype)
+def make_generator(
+  networks: dict[str, Any], how: dict[str, Any], dtype: str, mesh: jax.sharding.Mesh
+):
+  generator = build_generator("rrdbnet", {**networks["generator"], **how}, dtype=dtype)
+  return generator.clone(kernels=choose(mesh.devices, dtype, generator))
 
 
 def make_train(
@@ -57,7 +61,7 @@ def make_train(
   dtype: str,
   hr_patch: int,
   mesh: jax.sharding.Mesh,
-) -> tuple[Callable[..., train_state.TrainState], train_step.TrainStep]:
+) -> tuple[Callable[..., TrainState], TrainStep]:
   """Builds a recipe's step and what makes its state, fresh or of variables of both networks.
 
   Args:
@@ -69,39 +73,39 @@ def make_train(
     mesh: of `sharding.create_mesh`.
   """
   recipe, gan = RECIPES[what], what == "gan"
-  generator = make_generator(networks, how, dtype)
-  discriminator = None
+  generator = make_generator(networks, how, dtype, mesh)
+  kernels, discriminator = PLAIN, None
   if gan:
+    kernels = choose(mesh.devices, dtype)
     discriminator = discriminators.VGGDiscriminator(
-      features=networks["discriminator"], dtype=model_file.check_dtype(dtype)
+      features=networks["discriminator"], dtype=check_dtype(dtype), kernels=kernels
     )
-  optimizer = train_step.make_optimizer(b1=0.9, b2=0.99)
+  optimizer = make_optimizer(b1=0.9, b2=0.99)
 
-  def create_state(*variables: Any) -> train_state.TrainState:
+  def create_state(*variables: Any) -> TrainState:
     side = hr_patch // flops.SCALE
     shapes = (1, side, side, 3), (1, hr_patch, hr_patch, 3)
-    return train_state.create_train_state(
+    return create_train_state(
       0, generator, discriminator, optimizer, optimizer if gan else None, *shapes, *variables
     )
 
-  step = train_step.make_train_step(
+  step = make_train_step(
     generator,
     discriminator,
     weights=recipe["weights"],
     pixel_loss=losses.l1_loss,
     perceptual=(
-      train_step.Perceptual({"conv5_4": 1.0}, {"conv5_4": 1.0}, losses.l1_loss) if gan else None
-    ),
-    adversarial=(
-      train_step.Adversarial(losses.ADVERSARIAL["ragan_detached"], discriminator_weight=0.5)
+      Perceptual({"conv5_4": 1.0}, {"conv5_4": 1.0}, losses.l1_loss, jnp.dtype(dtype), kernels)
       if gan
       else None
+    ),
+    adversarial=(
+      Adversarial(losses.ADVERSARIAL["ragan_detached"], discriminator_weight=0.5) if gan else None
     ),
     optimizer_g=optimizer,
     optimizer_d=optimizer if gan else None,
     learning_rate=schedules.make_schedule(**recipe["learning_rate"]),
     ema_decay=0.999,
-    dtype=jnp.dtype(dtype),
     mesh=mesh,
   )
   return create_state, step
@@ -139,9 +143,8 @@ def prepare(row: dict[str, Any], case: dict[str, Any]) -> side_by_side.Prepared:
   device = jax.devices()[0]
   mesh = sharding.create_mesh([device])
   replicated = sharding.replicated(mesh)
-  onednn.usable(dtype)  # its trial, once a process, is no compilation
   if case["what"] == "infer":
-    generator = make_generator(networks, how, dtype)
+    generator = make_generator(networks, how, dtype, mesh)
     lr = jnp.zeros((1, 8, 8, 3))
     params = draw(jax.eval_shape(lambda: generator.init(jax.random.key(0), lr, train=False)))
     params = jax.device_put(params, device)
@@ -150,7 +153,7 @@ def prepare(row: dict[str, Any], case: dict[str, Any]) -> side_by_side.Prepared:
     lr = jax.device_put(np.random.default_rng(0).random(shape, np.float32), device)
     begin = time.perf_counter()
     forward = functools.partial(generator.apply, train=False)
-    program = jax.jit(forward, compiler_options=sharding.compiler_options())
+    program = jax.jit(forward, compiler_options=dict(generator.kernels.compiler_options))
     program = program.lower(params, lr).compile()
     compile_s = time.perf_counter() - begin
 

@@ -13,14 +13,14 @@ import numpy as np
 
 from benchmarks import jax_esrgan
 from benchmarks import side_by_side
-from sr_jax import model_file
 from sr_jax.formats import onnx_export
+from sr_jax.networks.build import build_generator
 
 
 def prepare(row: dict[str, Any], case: dict[str, Any]) -> side_by_side.Prepared:
   """Makes a case ready to be timed; see `side_by_side`."""
   kwargs = case["networks"]["generator"]
-  generator = model_file.build_generator("rrdbnet", kwargs)
+  generator = build_generator("rrdbnet", kwargs)
   lr = jax.ShapeDtypeStruct((1, 8, 8, 3), np.float32)
   shapes = jax.eval_shape(lambda lr: generator.init(jax.random.key(0), lr, train=False), lr)
   variables = {"batch_stats": {}, **jax_esrgan.draw(shapes)}

@@ -22,7 +22,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -31,10 +30,12 @@ from jax.experimental import topologies
 
 from benchmarks import side_by_side
 from sr_jax import cli
-from sr_jax import onednn
-from sr_jax import sharding
-from sr_jax import train
-from sr_jax import vgg
+from sr_jax.formats import vgg_weights
+from sr_jax.machine import sharding
+from sr_jax.networks import vgg
+from sr_jax.training.recipe import step_arguments
+from sr_jax.training.stage import Stage, open_stage
+from sr_jax.training.step import make_train_step
 
 KINDS = "all-reduce|all-gather|reduce-scatter|collective-permute|all-to-all"
 BYTES = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "s8": 1, "u8": 1, "pred": 1}
@@ -132,7 +133,7 @@ def _instructions(program: str, loop_length: int) -> Iterator[tuple[str, str, in
       yield computation, line, times
 
 
-def compile_step(config: Any, topology: str, crops: int) -> tuple[Any, train.Stage, float]:
+def compile_step(config: Any, topology: str, crops: int) -> tuple[Any, Stage, float]:
   """Compiles a recipe's last stage for a pod.
 
   Args:
@@ -146,25 +147,18 @@ def compile_step(config: Any, topology: str, crops: int) -> tuple[Any, train.Sta
   devices = find_devices(topology)
   with config.unlocked():
     config.data.batch_size = crops * len(devices)
-    # Left out they are chosen for the backend, and that is the CPU here.
-    kwargs, gpu = config.generator.kwargs, devices[0].platform == "gpu"
-    kwargs.unroll = kwargs.unroll or (kwargs.blocks if gpu else 1)
-    if config.generator.name == "rrdbnet":
-      kwargs.dense = kwargs.dense or ("by_source" if gpu else "concat")
-  stage = train.Stage(config, "no such run")
-  stage.mesh = sharding.create_mesh(devices)
+  stage = open_stage(config, pathlib.Path("no such run"), sharding.create_mesh(devices))
   weights = None
   if config.perceptual.weight:
     params = jax.eval_shape(lambda: vgg.init_vgg(jax.random.key(0), depth=19))
-    weights = vgg.VGG(params, config.perceptual.magnitude, "vgg19", "shapes alone")
+    weights = vgg_weights.VGG(params, config.perceptual.magnitude, "vgg19", "shapes alone")
   side = config.data.hr_patch
   batch = {
     name: jax.ShapeDtypeStruct((config.data.batch_size, side // n, side // n, 3), jnp.uint8)
     for name, n in (("lr", config.scale), ("hr", 1))
   }
-  step = train.make_step(stage, weights)
-  with onednn.left_to_xla(), mock.patch.object(jax, "device_count", lambda: len(devices)):
-    lowered = step.lower(stage.abstract, batch, weights.params if weights else None)
+  step = make_train_step(**step_arguments(config, stage.networks, stage.mesh, weights))
+  lowered = step.lower(stage.abstract, batch, weights.params if weights else None)
   begin = time.monotonic()
   return lowered.compile(), stage, time.monotonic() - begin
 

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks import side_by_side
+from sr_jax import UserError
 from sr_jax import cli
 
 DTYPES = ("float32", "bfloat16")
@@ -50,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
     ]  # fmt: skip
     ended = subprocess.run([str(part) for part in command], cwd=side_by_side.ROOT)
     if ended.returncode:
-      raise ValueError(f"the run in {dtype} ended with status {ended.returncode}; see above")
+      raise UserError(f"the run in {dtype} ended with status {ended.returncode}; see above")
     lines = (folder / dtype / "metrics.jsonl").read_text().splitlines()
     runs[dtype] = [json.loads(line) for line in lines]
   result = {
@@ -83,7 +84,7 @@ def compare(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
         value = values[-1] if name == "eval/psnr_y" else statistics.fmean(values)
         result.setdefault(name.removeprefix("eval/"), {})[dtype] = value
   if len(result.get("psnr_y", {})) < len(runs):
-    raise ValueError("a run has no PSNR; does --held_out name photographs?")
+    raise UserError("a run has no PSNR; does --held_out name photographs?")
   result["psnr_y_difference"] = result["psnr_y"]["bfloat16"] - result["psnr_y"]["float32"]
   return result
 

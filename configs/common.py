@@ -1,43 +1,18 @@
-"""The fields that every recipe has. A recipe changes what its paper says; nothing else is set.
+"""The fields that every recipe has. A recipe sets what its paper says and leaves the rest as here.
 
-A text field that is not used is '', a number 0: `None` could not be overridden on the command line.
+An unused text field is '', an unused number 0: `None` could not be overridden on the command line.
 """
 
 from ml_collections import config_dict
 
-
-# Every field of the networks, with its default, so that the command line can set it.
-_BODY = {"out_channels": 3, "unroll": 0, "remat": False}
-GENERATOR_KWARGS = {
-  "rrdbnet": {
-    "features": 64,
-    "blocks": 23,
-    "growth": 32,
-    "residual_scale": 0.2,
-    "input_unshuffle": 1,
-    "dense": "",
-    **_BODY,
-  },
-  "residualnet": {
-    "features": 64,
-    "blocks": 16,
-    "residual_scale": 1.0,
-    **_BODY,
-  },
-  "srresnet": {
-    "features": 64,
-    "blocks": 16,
-    "prelu_per_channel": False,
-    "final_activation": "none",
-    **_BODY,
-  },
-  "msrresnet": {"features": 64, "blocks": 16, **_BODY},
-}
+from sr_jax import UserError
+from sr_jax.networks import build
 
 
 def generator(name: str, **kwargs) -> config_dict.ConfigDict:
-  """Returns `config.generator`: a network of generators.GENERATORS and all of its fields."""
-  fields = {**GENERATOR_KWARGS[name], **kwargs}
+  """Returns `config.generator`: a network of build.GENERATORS and all of its fields."""
+  fields = {**build.generator_fields(name), **kwargs}
+  fields.pop("scale")  # that is config.scale
   return config_dict.ConfigDict({"name": name, "kwargs": fields})
 
 
@@ -64,14 +39,14 @@ def get_config() -> config_dict.ConfigDict:
   config.generator = generator("rrdbnet")
 
   config.discriminator = config_dict.ConfigDict()
-  config.discriminator.name = "vgg"  # of discriminators.DISCRIMINATORS
+  config.discriminator.name = "vgg"  # of build.DISCRIMINATORS
   config.discriminator.kwargs = config_dict.ConfigDict({"features": 64})
   # Start it from this .pth, .safetensors or .npz with BasicSR's names; '' for a fresh one.
   config.discriminator.init_from = ""
   config.discriminator.warmup_steps = 0  # first steps that update D alone
   config.discriminator.steps_per_generator_step = 1  # D:G ratio
 
-  # The generator's loss: a term of weight 0 does not exist.
+  # The generator's loss: a term of weight 0 is not computed.
   config.pixel = config_dict.ConfigDict()
   config.pixel.weight = 0.0
   config.pixel.loss = "l1"  # of losses.PIXEL
@@ -83,13 +58,13 @@ def get_config() -> config_dict.ConfigDict:
   config.perceptual.layers = ("conv5_4:1.0",)
   config.perceptual.criterion = "l1"  # of losses.PIXEL
   config.perceptual.feature_scale = 1.0
-  # Bring features to the size that 'torchvision' or 'caffe' weights give, whichever are loaded.
+  # Scale features to the magnitude of 'torchvision' or 'caffe' weights, whichever are loaded.
   config.perceptual.magnitude = "torchvision"
   config.adversarial = config_dict.ConfigDict()
   config.adversarial.weight = 0.0
   config.adversarial.loss = "ragan"  # of losses.ADVERSARIAL
   config.adversarial.discriminator_weight = 1.0
-  # Of RaGAN's means: 'global' is the whole batch's, 'replica' each device's own, as PyTorch's DDP.
+  # RaGAN's means: 'global' over the whole batch, 'replica' over each device's part (PyTorch's DDP).
   config.adversarial.scope = "global"
   config.tv = config_dict.ConfigDict()
   config.tv.weight = 0.0
@@ -98,7 +73,7 @@ def get_config() -> config_dict.ConfigDict:
   config.optimizer.b1 = 0.9
   config.optimizer.b2 = 0.999
   config.optimizer.clip_norm = 0.0  # 0 for none
-  config.optimizer.accumulate_steps = 1  # micro-batches a step
+  config.optimizer.accumulate_steps = 1  # micro-batches per step
   config.learning_rate = config_dict.ConfigDict()
   config.learning_rate.schedule = "constant"  # 'multi_step' | 'cosine_restarts'
   config.learning_rate.base = 1e-4
@@ -115,13 +90,13 @@ def get_config() -> config_dict.ConfigDict:
   config.log.tensorboard = True
   config.eval = config_dict.ConfigDict()
   config.eval.source = "tfds:div2k/bicubic_x4:validation"  # '' for none
-  config.eval.every_steps = 5000  # and after the last; 0 for that alone
+  config.eval.every_steps = 5000  # and after the last step; 0 for then only
   config.eval.max_images = 0  # 0 for all
   config.checkpoint = config_dict.ConfigDict()
   config.checkpoint.every_steps = 5000
   config.checkpoint.every_minutes = 30.0  # whichever comes first; 0 for steps alone
   config.checkpoint.keep = 3
-  config.checkpoint.best_metric = "psnr_y"  # its best is kept too; '' for none
+  config.checkpoint.best_metric = "psnr_y"  # the best checkpoint by it is kept too; '' for none
   return config
 
 
@@ -139,6 +114,6 @@ def make_demo(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
   return config
 
 
-def unknown_variant(variant: str, known: tuple[str, ...]) -> ValueError:
+def unknown_variant(variant: str, known: tuple[str, ...]) -> UserError:
   """The error of a recipe that has no such variant."""
-  return ValueError(f"variant {variant!r} must be one of {', '.join(known)} (or none)")
+  return UserError(f"variant {variant!r} must be one of {', '.join(known)} (or none)")

@@ -3,20 +3,20 @@
   python -m sr_jax.main --config configs/esrgan.py
 
 Paper, section 4.1: the generator starts from the PSNR stage (`config.psnr`, trained first unless
-`config.init_from` names a model); loss = L_percep + 5e-3 L_G^Ra + 1e-2 L_1, L_percep the L1
-distance of VGG19's conv5_4 before its activation; Adam (0.9, 0.999); learning rate 1e-4 halved at
-50k, 100k, 200k, 300k updates; batches of 16 crops of 128x128. Figure: 400,000 updates. EMA 0.999 is
-BasicSR's, the paper names none.
+`config.init_from` names a model); loss = L_percep + 5e-3 L_G^Ra + 1e-2 L_1, where L_percep is the
+L1 distance of VGG19's conv5_4 before its activation; Adam (0.9, 0.999); learning rate 1e-4 halved
+at 50k, 100k, 200k, 300k updates; batches of 16 crops of 128x128. A figure shows 400,000 updates.
+The EMA of 0.999 is BasicSR's; the paper names none.
 
 The RaGAN losses are the printed ones: two terms added, gradients through both means. The released
-code halves the sum, so its 5e-3 is 2.5e-3 of the printed equation: `basicsr` says so by its weight.
+code halves the sum, so that its weight of 5e-3 is 2.5e-3 in the printed equation, as `basicsr` has.
 
 Expected: PSNR-Y Set5 about 30.4, Set14 26.3, BSD100 25.3 dB; LPIPS (alex) Set5 0.075. Not yet run
 here at full length.
 
 Variants:
-  basicsr: as released (its 052): betas (0.9, 0.99); half the adversarial weights, gradients of the
-    means detached in the discriminator; first stage with cosine restarts.
+  basicsr: as released (BasicSR's 052): betas (0.9, 0.99); half the adversarial weights, gradients
+    of the means detached in the discriminator; first stage with cosine restarts.
   residual: the paper's ablation, 16 plain residual blocks instead of 23 RRDBs.
   demo: both stages on installed photographs in under five minutes on two CPU cores, with VGG16's
     features. It shows that everything runs; it is not ESRGAN's quality.
@@ -45,7 +45,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
   config.adversarial.weight = 5e-3  # lambda, eq. 3
   config.adversarial.loss = "ragan"
   config.adversarial.discriminator_weight = 1.0
-  config.checkpoint.best_metric = ""  # PSNR falls in this stage: its best is the start
+  config.checkpoint.best_metric = ""  # PSNR falls in this stage, the start would be best
   config.learning_rate.schedule = "multi_step"
   config.learning_rate.base = 1e-4
   config.learning_rate.milestones = (50_000, 100_000, 200_000, 300_000)

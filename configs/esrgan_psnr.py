@@ -4,15 +4,15 @@
 
 Paper: RRDBNet with 23 blocks, L1, Adam (0.9, 0.999), learning rate 2e-4 halved every 200,000
 updates, batches of 16 crops of 192x192 ("192x192 for PSNR-oriented methods"), curves to 1e6
-updates. DF2K there; DIV2K is the default here (`--config.data.source=DIR` takes any folder). The
-paper names no average of the weights; EMA 0.999 is BasicSR's.
+updates. The paper trains on DF2K, here DIV2K is the default (`--config.data.source=DIR` takes any
+folder). It names no average of the weights; the EMA of 0.999 is BasicSR's.
 
 Expected (paper, supplement, table 2, DIV2K): PSNR-Y Set5 32.60, Set14 28.88, BSD100 27.76 dB. Not
 yet run here at full length.
 
 Variants:
-  basicsr: as released (its 051): crops of 128, betas (0.9, 0.99), cosine restarts 4 x 250,000 from
-    2e-4 to 1e-7.
+  basicsr: as released (BasicSR's 051): crops of 128, betas (0.9, 0.99), cosine restarts
+    4 x 250,000 from 2e-4 to 1e-7.
   residual: the paper's ablation, 16 plain residual blocks instead of 23 RRDBs.
   demo: 1,200 updates of a small network, about two minutes on two CPU cores.
 """

@@ -6,10 +6,10 @@ Paper, sections 2.2 and 3.2: the generator starts from SRResNet-MSE (`config.psn
 unless `config.init_from` names one); loss = VGG54 + 1e-3 adversarial, VGG54 the mean squared
 distance of relu5_4 features divided by 12.75 (one place only: the factor is not applied to the loss
 again); Adam beta1 0.9; 1e5 updates at 1e-4, then 1e5 at 1e-5; batches of 16 crops of 96x96. The
-adversarial loss is printed as a sum over the batch; the mean is used.
+paper prints the adversarial loss as a sum over the batch; here it is the mean.
 
-1/12.75 is for features of the original (Caffe) weights, so `magnitude` is 'caffe': torchvision's
-weights, the default, are brought to that size by `vgg.magnitude_factor`.
+1/12.75 is for features of the original (Caffe) weights, so `magnitude` is 'caffe': features of
+torchvision's weights, the default, are scaled to that magnitude by `vgg.magnitude_factor`.
 
 Expected (paper, table 2): Set5 29.40 dB, Set14 26.02 dB, BSD100 25.16 dB, PSNR-Y. Not yet run here
 at full length.
@@ -18,8 +18,8 @@ Variants:
   basicsr: MSRGAN as BasicSR trains it (its 004): MSRResNet and VGG-128 discriminator, L1 1e-2 +
     conv5_4 + 5e-3 vanilla GAN, crops of 128, betas (0.9, 0.99), 400,000 updates. Its model zoo:
     RGB Set5 28.02, Set14 24.75 dB.
-  demo: both stages in a few minutes on two CPU cores, with VGG16's relu2_2. It shows that all
-    runs: so short a run lowers PSNR by some dB and gives no texture for it yet.
+  demo: both stages in a few minutes on two CPU cores, with VGG16's relu2_2. It shows that
+    everything runs; so short a run lowers PSNR by some dB and adds no texture yet.
 """
 
 from ml_collections import config_dict
@@ -44,7 +44,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
   config.perceptual.magnitude = "caffe"
   config.adversarial.weight = 1e-3
   config.adversarial.loss = "vanilla"
-  config.checkpoint.best_metric = ""  # PSNR falls in this stage: its best is the start
+  config.checkpoint.best_metric = ""  # PSNR falls in this stage, the start would be best
   config.learning_rate.schedule = "multi_step"
   config.learning_rate.base = 1e-4
   config.learning_rate.milestones = (100_000,)

@@ -3,11 +3,11 @@
   python -m sr_jax.main --config configs/srresnet.py
 
 Paper, sections 2.1 and 3.2: 16 residual blocks, MSE on images in [-1, 1], Adam with beta1 0.9,
-learning rate 1e-4, 1e6 updates, batches of 16 crops of 96x96, LR by bicubic. 350,000 images of
-ImageNet; here DIV2K, as everybody since. Beta2 and an average of the weights are not in the paper:
-0.999, and an EMA of 0.999.
+learning rate 1e-4, 1e6 updates, batches of 16 crops of 96x96, LR by bicubic. The paper trains on
+350,000 images of ImageNet; here it is DIV2K, as in later papers. The paper names neither beta2 nor
+an average of the weights: both are 0.999 here, the latter an EMA.
 
-Expected (paper, table 2; its SSIM is Daala's and compares with nobody's): Set5 32.05 dB, Set14
+Expected (paper, table 2; its SSIM is Daala's, not comparable with others'): Set5 32.05 dB, Set14
 28.49 dB, BSD100 27.58 dB, PSNR-Y. Not yet run here at full length.
 
 Variants:

@@ -14,9 +14,12 @@ from absl import logging
 from ml_collections import config_dict
 from ml_collections import config_flags
 
+from sr_jax import UserError
 from sr_jax import cli
-from sr_jax import distributed
-from sr_jax import train
+from sr_jax.machine import cluster
+from sr_jax.machine.meeting import TIMEOUT_SECONDS
+from sr_jax.machine.stop import Stop, stopped_status
+from sr_jax.training.run import train_and_evaluate
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe: configs/NAME.py[:variant].")
 _WORKDIR = flags.DEFINE_string(
@@ -26,29 +29,40 @@ _WORKDIR = flags.DEFINE_string(
 _DISTRIBUTED = flags.DEFINE_enum(
   "distributed",
   "auto",
-  distributed.MODES,
-  "Several processes as one run: where a cluster is found.",
+  cluster.MODES,
+  "Several processes as one run: auto where a cluster is found; on requires one; off never.",
 )
 _START_SECONDS = flags.DEFINE_integer(
-  "start_seconds", distributed.TIMEOUT_SECONDS, "To wait for the other processes."
+  "start_seconds", TIMEOUT_SECONDS, "Seconds to wait for the other processes at the start."
 )
 _HEARTBEAT_SECONDS = flags.DEFINE_integer(
-  "heartbeat_seconds", 100, "Without a sign of life after which a process counts as dead."
+  "heartbeat_seconds", 100, "Seconds without a heartbeat after which a process counts as dead."
 )
 
-# Overrides of these reach a recipe's first stage too.
-_SHARED = ("data.", "generator.", "seed", "scale", "dtype", "eval.source", "eval.max_images")
+# Overrides of these fields apply to a recipe's first stage too.
+_SHARED = (
+  "data.",
+  "generator.",
+  "seed",
+  "scale",
+  "dtype",
+  "optimizer.accumulate_steps",
+  "log.",
+  "eval.source",
+  "eval.max_images",
+  "checkpoint.",
+)
 
 
 def share_overrides(config: config_dict.ConfigDict, overrides: dict) -> None:
-  """Hands overrides of the command line on to the first stage.
+  """Applies overrides of the command line to the first stage too.
 
-  Own photographs in the place of a recipe's data set also take the place of its held-out half: no
-  images are scored unless some are named.
+  Where other images replace the TFDS data set of a recipe, its held-out images are not used
+  either: no images are scored, unless `eval.source` is given.
 
   Args:
     config: the recipe, changed.
-    overrides: {dotted field: value} of the command line. One of `psnr.*` stands over a shared one.
+    overrides: {dotted field: value} of the command line. One of `psnr.*` goes before a shared one.
   """
   given, held_out = overrides.get("data.source", ""), str(config.eval.source)
   if given and not given.startswith("tfds:") and held_out.startswith("tfds:"):
@@ -74,24 +88,24 @@ def default_workdir(config_file: str) -> str:
 
 def main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
-    raise ValueError(f"unexpected argument {argv[1]!r}; flags are --name=value")
+    raise UserError(f"unexpected argument {argv[1]!r}; flags are --name=value")
   config = _CONFIG.value
   share_overrides(config, dict(config_flags.get_override_values(flags.FLAGS["config"])))
   config.lock()
   filename = config_flags.get_config_filename(flags.FLAGS["config"])
-  stop = distributed.Stop().install()
-  distributed.start(
+  stop = Stop().install()
+  cluster.start(
     _DISTRIBUTED.value,
     start_seconds=_START_SECONDS.value,
     heartbeat_seconds=_HEARTBEAT_SECONDS.value,
   )
   stop.install()
-  with distributed.naming_the_lost(_HEARTBEAT_SECONDS.value):
+  with cluster.naming_the_lost(_HEARTBEAT_SECONDS.value):
     workdir = _WORKDIR.value or default_workdir(filename)
-    stopped = train.train_and_evaluate(config, workdir, stop)
-  distributed.finish(stop)
+    stopped = train_and_evaluate(config, workdir, stop)
+  cluster.finish(stop)
   if stopped:
-    sys.exit(distributed.stopped_status())
+    sys.exit(stopped_status())
 
 
 if __name__ == "__main__":

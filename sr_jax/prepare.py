@@ -5,9 +5,9 @@
   python -m sr_jax.prepare --verify packs/div2k
   python -m sr_jax.main --config configs/esrgan.py --config.data.source=packs/div2k
 
-Training does it by itself, into its cache, where it is given images. A pack can be copied to other
-machines and holds the sha256 of each image. The same command again does nothing; one that was
-interrupted goes on where it was.
+Training that is given images does the same by itself, into its cache. A pack can be copied to other
+machines and holds the sha256 of each image. Run again, the same command does nothing, or goes on
+where it was interrupted.
 """
 
 import argparse
@@ -18,47 +18,51 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from sr_jax import UserError
 from sr_jax import cli
-from sr_jax import resize
-from sr_jax.data import packed
+from sr_jax.data.cost import decoding_cost
+from sr_jax.data.pack import FILES, Pack, SubImages, is_pack, open_pack, read_index, verify_pack
+from sr_jax.data import packing
+from sr_jax.data.source import name_list
 from sr_jax.data import sources
+from sr_jax.images import resize
 
 BASICSR_SUB_IMAGES = "480/240"  # 32,592 of DIV2K's 800 images
 
 
-def parse_sub_images(text: str) -> packed.SubImages | None:
+def parse_sub_images(text: str) -> SubImages | None:
   """Reads SIZE/STEP in HR pixels; '' is None.
 
   Raises:
-    ValueError: another form.
+    UserError: another form.
   """
   if not text:
     return None
   match = re.fullmatch(r"(\d+)/(\d+)", text)
   if not match or "0" in match.groups():
-    raise ValueError(f"--sub_images={text} must be SIZE/STEP in HR pixels, as {BASICSR_SUB_IMAGES}")
-  return packed.SubImages(*map(int, match.groups()))
+    raise UserError(f"--sub_images={text} must be SIZE/STEP in HR pixels, as {BASICSR_SUB_IMAGES}")
+  return SubImages(*map(int, match.groups()))
 
 
-def verify(folder: pathlib.Path) -> packed.Pack:
+def verify(folder: pathlib.Path) -> Pack:
   """Compares a pack with its manifest.
 
   Raises:
-    ValueError: it is none, or images differ; they are named.
+    UserError: it is not a pack, or images differ from their sha256; names them.
   """
-  if not sources.is_pack(folder):
-    raise ValueError(f"{folder} must be a pack, a folder with {', '.join(packed.FILES)}")
-  if faults := packed.verify_pack(folder):
-    raise ValueError(
+  if not is_pack(folder):
+    raise UserError(f"{folder} must be a pack, a folder with {', '.join(FILES)}")
+  if faults := verify_pack(folder):
+    raise UserError(
       f"{folder} is damaged, {len(faults)} faults; copy it or prepare it again:\n"
-      f"{sources.name_list(faults)}"
+      f"{name_list(faults)}"
     )
-  return packed.open_pack(folder)
+  return open_pack(folder)
 
 
-def describe(folder: pathlib.Path, pack: packed.Pack) -> str:
+def describe(folder: pathlib.Path, pack: Pack) -> str:
   """Says what is in a pack."""
-  index = packed.read_index(folder)
+  index = read_index(folder)
   pixels = sum(height * width for height, width in (entry["hr"] for entry in index["images"]))
   size = pack.hr.size + pack.lr.size
   made = "given" if index["convention"] == "given" else f"made by {index['convention']}"
@@ -84,9 +88,9 @@ def main(argv: Sequence[str]) -> None:
   )
   parser.add_argument("--input", help="images, in one of the forms below")
   parser.add_argument(
-    "--lr_input", default="", help="folder of their LR images; else they are made"
+    "--lr_input", default="", help="folder of their LR images; made where it is not given"
   )
-  parser.add_argument("--output", metavar="PACK", help="a folder, which appears when it is whole")
+  parser.add_argument("--output", metavar="PACK", help="new folder; appears when it is complete")
   parser.add_argument("--scale", type=int, default=4, help="HR size / LR size")
   parser.add_argument(
     "--sub_images",
@@ -94,44 +98,46 @@ def main(argv: Sequence[str]) -> None:
     default="",
     const=BASICSR_SUB_IMAGES,
     metavar="SIZE/STEP",
-    help=f"divide the images as BasicSR does; alone it is {BASICSR_SUB_IMAGES}",
+    help=f"divide the images as BasicSR does; without a value {BASICSR_SUB_IMAGES}",
   )
   parser.add_argument(
     "--convention",
     default=resize.DEFAULT_CONVENTION,
-    help=f"of the LR images that are made: {', '.join(resize.CONVENTIONS)}",
+    help=f"how LR images are made: {', '.join(resize.CONVENTIONS)}",
   )
-  parser.add_argument("--threads", type=int, default=0, help="that decode; 0 for one a CPU")
+  parser.add_argument(
+    "--threads", type=int, default=0, help="threads that decode; 0 for one per CPU, at most 16"
+  )
   parser.add_argument("--verify", metavar="PACK", help="compare each image with its sha256")
   args = parser.parse_args(argv)
   if args.verify:
     if args.input or args.output:
-      raise ValueError("--verify=PACK stands alone; to prepare, give --input and --output")
+      raise UserError("--verify=PACK stands alone; to prepare, give --input and --output")
     folder = pathlib.Path(args.verify)
     print(f"{describe(folder, verify(folder))}\n  every image has its sha256")
     return
   if not (args.input and args.output):
     parser.error("the following arguments are required: --input and --output, or --verify")
   if args.scale < 1 or args.threads < 0:
-    raise ValueError(f"--scale={args.scale}, --threads={args.threads} must be at least 1 and 0")
+    raise UserError(f"--scale={args.scale}, --threads={args.threads} must be at least 1 and 0")
   if args.convention not in resize.CONVENTIONS:
     choices = ", ".join(resize.CONVENTIONS)
-    raise ValueError(f"--convention={args.convention} must be one of {choices}")
+    raise UserError(f"--convention={args.convention} must be one of {choices}")
 
   folder = pathlib.Path(args.output)
   sub_images = parse_sub_images(args.sub_images)
   source = sources.open_source(args.input, args.lr_input, args.scale, keep_grey=True)
   if source.pack:
-    raise ValueError(f"--input={args.input} is a pack already; give the images")
-  cost = packed.decoding_cost(source, args.scale, args.threads)
+    raise UserError(f"--input={args.input} is a pack already; give the images")
+  cost = decoding_cost(source, args.scale, args.threads)
   told = (
     f"{cost.pixels / 1e6:,.1f} megapixels, {cost.disk_bytes:,} bytes on disk, at most "
     f"{cost.ram_bytes / 2**20:,.0f} MiB of RAM"
     if cost
-    else "of sizes that decoding will tell"
+    else "whose sizes are not known before they are decoded"
   )
   print(f"{source.description}: {len(source.names):,} images, {told}", flush=True)
-  pack = packed.write_pack(
+  pack = packing.write_pack(
     folder,
     source,
     args.scale,

@@ -31,17 +31,19 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 # The files that take longest come first: a worker that takes one last works alone for minutes. What
-# e2e_test compiles, distributed_test and gcs_test find compiled where they start later.
+# e2e_test compiles, distributed_test and storage_test find compiled where they start later.
 LONGEST = (
   "e2e_test",
-  "train_step_test",
+  "step_test",
   "distributed_test",
-  "gcs_test",
+  "storage_test",
   "benchmarks_train_test",
   "launch_test",
   "colab_test",
   "communication_test",
-  "evaluate_test",
+  "upscaler_test",
+  "scoring_test",
+  "choose_test",
   "generators_test",
 )
 

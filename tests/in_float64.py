@@ -31,8 +31,9 @@ def widen(tree: Any) -> Any:
 
 def widen_what_is_read() -> None:
   """Makes a recipe's dtype="float64" known, and models and VGG's weights float64 when read."""
-  from sr_jax import model_file
-  from sr_jax import vgg
+  from sr_jax.formats import vgg_weights
+  from sr_jax.networks import build
+  from sr_jax.training import stage
 
   def widened(read: Callable, field: str) -> Callable:
     @functools.wraps(read)
@@ -42,6 +43,6 @@ def widen_what_is_read() -> None:
 
     return call
 
-  model_file.check_dtype = jnp.dtype
-  model_file.read_model = widened(model_file.read_model, "variables")
-  vgg.load_vgg = widened(vgg.load_vgg, "params")
+  build.check_dtype = jnp.dtype
+  stage.read_model = widened(stage.read_model, "variables")
+  vgg_weights.load_vgg = widened(vgg_weights.load_vgg, "params")

@@ -142,9 +142,12 @@ def read(path: pathlib.Path) -> File:
 def unmarked(tests: pathlib.Path, benchmarks: pathlib.Path, known: frozenset[str]) -> list[str]:
   """Tests that come, by what they call, to a package or program that their mark does not allow.
 
-  What a subprocess imports is not seen.
+  Files are known by their names alone, as pytest imports them, in whatever folder they are. What a
+  subprocess imports is not seen.
   """
-  files = {path.stem: read(path) for path in tests.glob("*.py")}
+  paths = [path for path in sorted(tests.rglob("*.py")) if "node_modules" not in path.parts]
+  files = {path.stem: read(path) for path in paths}
+  assert len(files) == len(paths), "two files of one name"
   files |= {f"benchmarks.{path.stem}": read(path) for path in benchmarks.glob("*.py")}
 
   @functools.cache
@@ -238,7 +241,8 @@ TORCH = "needs torch"
     ("def make():\n  import torch\ndef test_a(): pass\n", None),
   ],
 )  # fmt: skip
-def test_what_a_test_needs_is_found(tmp_path, code, complaint):
+@pytest.mark.parametrize("folder", ["", "rooms/deeper"])
+def test_what_a_test_needs_is_found(tmp_path, folder, code, complaint):
   tests, benchmarks = tmp_path / "tests", tmp_path / "benchmarks"
   tests.mkdir(), benchmarks.mkdir()
   (tests / "helper.py").write_text("import numpy, torch\n")
@@ -246,7 +250,8 @@ def test_what_a_test_needs_is_found(tmp_path, code, complaint):
   (tests / "other_test.py").write_text("def net():\n  import torch\n")
   (tests / "conftest.py").write_text("def shared_net():\n  import torch\n")
   (benchmarks / "timed.py").write_text("import torch\n")
-  (tests / "some_test.py").write_text(code)
+  (tests / folder).mkdir(parents=True, exist_ok=True)
+  (tests / folder / "some_test.py").write_text(code)
   known = frozenset({"json", "numpy", "sr_jax", "pytest", "benchmarks"})
   test = re.search(r"(test_a|TestA)", code)[0]
   wanted = [f"some_test.py::{test} {complaint}"] if complaint else []

@@ -52,6 +52,12 @@ def imresize(image: np.ndarray, scale: Fraction, border: str, round_between: boo
   return np.array([resize_line(row, scale, border) for row in rows], dtype=object)
 
 
+def luma(rgb: np.ndarray) -> np.ndarray:
+  """Y of BT.601 in studio range, unrounded, of [H, W, 3]."""
+  r, g, b = np.moveaxis(rgb.astype(float), 2, 0)
+  return (65.481 * r + 128.553 * g + 24.966 * b) / 255 + 16
+
+
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
   """Of two equally shaped images, pixel by pixel."""
   errors = [(float(x) - float(y)) ** 2 for x, y in zip(a.ravel(), b.ravel(), strict=True)]

@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sr_jax import model_file
+from sr_jax.models.model import Model
+from sr_jax.networks.build import build_generator
+from sr_jax.networks import trees
 
 KWARGS = {
   "srresnet": {"features": 4, "blocks": 2},
@@ -14,7 +16,7 @@ KWARGS = {
 }
 
 
-def make_model(name: str = "rrdbnet", *, seed: int = 0, **kwargs) -> model_file.Model:
+def make_model(name: str = "rrdbnet", *, seed: int = 0, **kwargs) -> Model:
   """Draws a model with numpy: compiling the networks' own initialisers takes seconds.
 
   Args:
@@ -23,7 +25,7 @@ def make_model(name: str = "rrdbnet", *, seed: int = 0, **kwargs) -> model_file.
     **kwargs: stand over KWARGS; the network takes as many channels as it makes.
   """
   kwargs = {"scale": 4, **KWARGS[name], **kwargs}
-  module = model_file.build_generator(name, kwargs)
+  module = build_generator(name, kwargs)
   rng = np.random.default_rng(seed)
 
   def draw(path, leaf):
@@ -35,8 +37,8 @@ def make_model(name: str = "rrdbnet", *, seed: int = 0, **kwargs) -> model_file.
   shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), image, train=False))
   variables = jax.tree_util.tree_map_with_path(draw, {"batch_stats": {}, **shapes})
   variables = jax.tree.map(lambda x: x.astype(np.float32), variables)
-  info = {"ancestry": [], "digest": model_file.digest(variables)}
-  return model_file.Model(name, kwargs, variables, info)
+  info = {"ancestry": [], "digest": trees.digest(variables)}
+  return Model(name, kwargs, variables, info)
 
 
 def photo(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:
@@ -49,14 +51,14 @@ def photo(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarr
   return image if channels else image[:, :, 0]
 
 
-def apply(model: model_file.Model, image: np.ndarray) -> np.ndarray:
+def apply(model: Model, image: np.ndarray) -> np.ndarray:
   """The network on one uint8 image, unpadded: float32 [H, W, C] before any rounding."""
-  module = model_file.build_generator(model.name, model.kwargs)
+  module = build_generator(model.name, model.kwargs)
   lr = image[None].astype(np.float32) / 255
   return np.asarray(jax.jit(lambda v, lr: module.apply(v, lr, train=False))(model.variables, lr))[0]
 
 
-def contrasting_model(name: str = "rrdbnet", **kwargs) -> model_file.Model:
+def contrasting_model(name: str = "rrdbnet", **kwargs) -> Model:
   """A random model whose SR images are neither black, white nor flat: else all would be equal."""
   model = make_model(name, **kwargs)
   last = model.variables["params"]["conv_last"]

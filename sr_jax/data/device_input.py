@@ -1,23 +1,23 @@
 """Batches cut on the device: the whole pack lives in its memory, and TensorFlow is not needed.
 
-The host does nothing during a step: a jitted function, which may be the training step's own, says
-from the number of the step what to cut, cuts and flips. The same examples as those of
-`tf_input.py`, bit for bit. What does not fit in a device's memory is divided among the devices,
-which then exchange crops, uint8, once a step.
+The host does nothing during a step: a jitted function, which may be part of the training step,
+works out from the number of the step what to cut, cuts it and flips it. The examples are the same
+as those of `tf_input.py`, bit for bit. A pack that does not fit in a device's memory is divided
+among the devices, which then exchange crops, uint8, once a step.
 """
 
-import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jax.experimental import multihost_utils
+import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
+import numpy as np
 
+from sr_jax import UserError
+from sr_jax.data.pack import Pack
 from sr_jax.data import sampling
-from sr_jax.data.packed import Pack
 
 PLACEMENTS = ("auto", "replicated", "sharded")
 CHUNK_BYTES = 2**26  # of the pack that are on their way to the device at a time
@@ -27,41 +27,6 @@ SEGMENT_BYTES = 2**30
 
 Arrays = dict[str, jax.Array]
 Cut = Callable[[Arrays, Any], Arrays]
-
-
-def make_device_input(
-  pack: Pack,
-  *,
-  batch_size: int,
-  lr_patch: int,
-  seed: int,
-  start_step: int = 0,
-  sharding: NamedSharding | None = None,
-  placement: str = "auto",
-) -> Iterator[dict[str, jax.Array]]:
-  """Make the endless stream of global batches.
-
-  Args:
-    pack: the images.
-    batch_size: of the global batch.
-    lr_patch: side of the LR crops in pixels.
-    seed: of the run.
-    start_step: first step wanted.
-    sharding: of the batches, axis 0 over the devices; None for the default device.
-    placement: as for `make_cutter`.
-
-  Returns:
-    Batches {'lr': uint8 [N, h, w, 3], 'hr': uint8 [N, H, W, 3]} on the device.
-
-  Raises:
-    ValueError: as `make_cutter`.
-  """
-  arrays, plan, cut = _make_parts(pack, batch_size, lr_patch, seed, sharding, placement)
-  # Two programs: in one, XLA's CPU compiler computes a pixel's plan anew for each pixel.
-  plan, cut = jax.jit(plan), jax.jit(cut, out_shardings=sharding)
-  return (
-    cut(arrays, plan(arrays["lr_sizes"], np.uint32(step))) for step in itertools.count(start_step)
-  )
 
 
 def make_cutter(
@@ -91,53 +56,28 @@ def make_cutter(
     is copied into the program.
 
   Raises:
-    ValueError: a pack that does not fit in the devices' memory, images smaller than the crop, a
+    UserError: a pack that does not fit in the devices' memory, images smaller than the crop, a
       batch size that the devices cannot share evenly.
   """
-  arrays, plan, cut = _make_parts(pack, batch_size, lr_patch, seed, sharding, placement)
-  return arrays, lambda arrays, step: cut(arrays, plan(arrays["lr_sizes"], step))
-
-
-def _make_parts(
-  pack: Pack,
-  batch_size: int,
-  lr_patch: int,
-  seed: int,
-  sharding: NamedSharding | None,
-  placement: str,
-) -> tuple[Arrays, Callable[[jax.Array, Any], sampling.Plan], Callable[..., Arrays]]:
-  """The arrays, the plan of (LR sizes, step), and the batch of (arrays, plan)."""
   if placement not in PLACEMENTS:
-    raise ValueError(f"placement={placement!r} must be one of {', '.join(PLACEMENTS)}")
+    raise UserError(f"placement={placement!r} must be one of {', '.join(PLACEMENTS)}")
   sampling.check_pack(pack, seed, lr_patch)
   n_images, scale = len(pack.names), pack.scale
-  sampling.traced_positions(np, 0, batch_size, n_images)  # raises where it has too few bits
+  sampling.traced_positions(np, 0, batch_size, n_images)  # raises where 32 bits are too few
   devices = list(sharding.mesh.devices.flat) if sharding else [jax.local_devices()[0]]
-  placement = _place(pack.hr.size + pack.lr.size, devices, placement)
+  placement = choose_placement(pack.hr.size + pack.lr.size, devices, placement)
   axes = sharding.spec[0] if placement == "sharded" else None
   parts = len(devices) if placement == "sharded" else 1
   if batch_size % parts:
     fit = -(-batch_size // parts) * parts
-    raise ValueError(
+    raise UserError(
       f"batch_size={batch_size} must be divisible by {parts} devices; "
       f"try --config.data.batch_size={fit}"
     )
 
-  arrays = {"lr_sizes": pack.lr_sizes, "lr_pitch": pack.lr_pitch}
   lengths = {
     key: segment_length(flat.size, parts) for key, flat in (("lr", pack.lr), ("hr", pack.hr))
   }
-  for key, offsets in (("lr", pack.lr_offsets), ("hr", pack.hr_offsets)):
-    arrays[f"{key}_segment"], arrays[f"{key}_byte"] = split_offsets(offsets, lengths[key])
-  replicated = NamedSharding(sharding.mesh, PartitionSpec()) if sharding else None
-  arrays = {key: _put(array, replicated) for key, array in arrays.items()}
-  rows = NamedSharding(sharding.mesh, PartitionSpec(axes)) if sharding else None
-  arrays["lr"] = _put_segments(pack.lr, lengths["lr"], lr_patch * 3, parts, rows)
-  arrays["hr"] = _put_segments(pack.hr, lengths["hr"], lr_patch * scale * 3, parts, rows)
-
-  def plan_of(lr_sizes: jax.Array, step: Any) -> sampling.Plan:
-    epoch, position = sampling.traced_positions(jnp, step, batch_size, n_images)
-    return sampling.example_plan(jnp, seed, epoch, position, lr_sizes, lr_patch)
 
   def cut(arrays: Arrays, plan: sampling.Plan) -> Arrays:
     pitch, batch = arrays["lr_pitch"][plan.image], {}
@@ -167,7 +107,11 @@ def _make_parts(
       key: part.reshape(-1, *batch[key].shape[1:]) for key, part in zip(keys, split, strict=True)
     }
 
-  def cut_placed(arrays: Arrays, plan: sampling.Plan) -> Arrays:
+  def cut_placed(arrays: Arrays, step: Any) -> Arrays:
+    epoch, position = sampling.traced_positions(jnp, step, batch_size, n_images)
+    plan = sampling.example_plan(jnp, seed, epoch, position, arrays["lr_sizes"], lr_patch)
+    # Without the barrier XLA's CPU compiler works a pixel's plan out anew for each pixel.
+    plan = jax.lax.optimization_barrier(plan)
     if placement == "sharded":
       spec = {key: PartitionSpec(axes if key in ("lr", "hr") else None) for key in arrays}
       exchange = jax.shard_map(
@@ -182,11 +126,31 @@ def _make_parts(
       plan = jax.lax.with_sharding_constraint(plan, rows)
     return cut(arrays, plan)
 
-  return arrays, plan_of, cut_placed
+  return _put_pack(pack, lr_patch, lengths, parts, axes, sharding), cut_placed
+
+
+def _put_pack(
+  pack: Pack,
+  lr_patch: int,
+  lengths: dict[str, int],
+  parts: int,
+  axes: Any,
+  sharding: NamedSharding | None,
+) -> Arrays:
+  """Copies to the devices what `cut` takes: pixels in segments of these lengths, and an index."""
+  arrays = {"lr_sizes": pack.lr_sizes, "lr_pitch": pack.lr_pitch}
+  for key, offsets in (("lr", pack.lr_offsets), ("hr", pack.hr_offsets)):
+    arrays[f"{key}_segment"], arrays[f"{key}_byte"] = split_offsets(offsets, lengths[key])
+  replicated = NamedSharding(sharding.mesh, PartitionSpec()) if sharding else None
+  arrays = {key: _put(array, replicated) for key, array in arrays.items()}
+  rows = NamedSharding(sharding.mesh, PartitionSpec(axes)) if sharding else None
+  for key, flat, side in (("lr", pack.lr, lr_patch), ("hr", pack.hr, lr_patch * pack.scale)):
+    arrays[key] = _put_segments(flat, lengths[key], side * 3, parts, rows)
+  return arrays
 
 
 def segment_length(size: int, parts: int) -> int:
-  """Say how long the segments of so many bytes are, whose number the parts share evenly."""
+  """Say how long segments of `size` bytes are, so that the parts share their number evenly."""
   count = -(-size // (SEGMENT_BYTES * parts)) * parts
   return -(-size // count)
 
@@ -221,7 +185,7 @@ def row_addresses(
     length: of a segment in bytes, at most 2^30.
 
   Returns:
-    segment and byte in it, int32 [N, size]. The bytes of an image are below 2^30 (`images.py`
+    segment and byte in it, int32 [N, size]. The bytes of an image are below 2^30 (`images/files.py`
     refuses larger ones), so that no sum reaches 2^31.
   """
   row = y[:, None] + xp.arange(size, dtype=xp.int32)[None]
@@ -229,7 +193,7 @@ def row_addresses(
   return segment[:, None] + start // length, start % length
 
 
-def _place(needed: int, devices: list[jax.Device], placement: str) -> str:
+def choose_placement(needed: int, devices: list[jax.Device], placement: str) -> str:
   """Where to put so many bytes; raises where they fit nowhere."""
   # Half is for the step: its parameters and activations are not there yet.
   free = 0.5 * min(_free_bytes(device) for device in devices)
@@ -241,9 +205,9 @@ def _place(needed: int, devices: list[jax.Device], placement: str) -> str:
   if placement != "replicated" and len(devices) > 1 and needed / len(devices) <= free:
     return "sharded"
   if placement == "sharded" and len(devices) == 1:
-    raise ValueError("placement='sharded' needs several devices; take 'replicated'")
+    raise UserError("placement='sharded' needs several devices; take 'replicated'")
   shares = f", nor do {each} on each of {len(devices)}" if placement != "replicated" else ""
-  raise ValueError(
+  raise UserError(
     f"{one} of decoded images do not fit in the {free / 1e9:.1f} GB that are for them on "
     f"{devices[0].device_kind}{shares if len(devices) > 1 else ''}; "
     "read them from the disk with --config.data.input=tf"
@@ -288,7 +252,7 @@ def _copy(
 ) -> jax.Array:
   """Copies the segments that one device has, piece by piece, zeros after the end.
 
-  A whole copy in the host's memory, on its way, would be as large as the pack.
+  Copied as a whole, the pack would also take as much of the host's memory on its way.
   """
 
   def write(segments, piece, segment, byte):

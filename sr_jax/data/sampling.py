@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sr_jax.data.packed import Pack, hr_window, lr_window
+from sr_jax import UserError
+from sr_jax.data.pack import Pack, hr_window, lr_window
 
 Array = Any  # of numpy or of jax.numpy
 
@@ -67,10 +68,10 @@ def traced_positions(
     epoch and position in it, uint32 [batch_size].
 
   Raises:
-    ValueError: (n_images + 1) * batch_size of 2^32 or more.
+    UserError: (n_images + 1) * batch_size of 2^32 or more.
   """
   if (n_images + 1) * batch_size >= 2**32:
-    raise ValueError(
+    raise UserError(
       f"{n_images} images x batch_size={batch_size} must be below 2^32; "
       "read them from the disk with --config.data.input=tf"
     )
@@ -179,13 +180,13 @@ def check_pack(pack: Pack, seed: int, lr_patch: int) -> None:
   """Check that plans can be made for a pack.
 
   Raises:
-    ValueError: an image smaller than the crop, or a seed of more than 32 bits.
+    UserError: an image smaller than the crop, or a seed of more than 32 bits.
   """
   if not 0 <= seed < 2**32:
-    raise ValueError(f"seed={seed} must be in [0, 2^32); try --config.seed={seed % 2**32}")
+    raise UserError(f"seed={seed} must be in [0, 2^32); try --config.seed={seed % 2**32}")
   smallest = int(np.min(pack.lr_sizes))
   if lr_patch > smallest or lr_patch < 1:
-    raise ValueError(
+    raise UserError(
       f"hr_patch={lr_patch * pack.scale} must be at most the smallest image's side, "
       f"{smallest * pack.scale}; try --config.data.hr_patch={smallest * pack.scale}, or have "
       "build_pack leave small images out"

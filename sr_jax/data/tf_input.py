@@ -1,46 +1,21 @@
-"""Batches by tf.data: the one module that imports TensorFlow, and only when asked to.
+"""Batches by tf.data, for which TensorFlow is imported when they are asked for.
 
 For data that do not fit in the accelerator's memory; `device_input.py` needs no TensorFlow. Both
 give the same examples, bit for bit.
 """
 
-import functools
-import os
 import weakref
 from collections.abc import Iterator
-from types import ModuleType
 
 import numpy as np
 
+from sr_jax import UserError
+from sr_jax.data.pack import Pack
 from sr_jax.data import sampling
-from sr_jax.data.packed import Pack
+from sr_jax.machine import cpus
+from sr_jax.machine.tensorflow import import_tensorflow
 
 PREFETCH = 4  # batches that wait for the training step
-
-
-@functools.cache
-def import_tensorflow() -> ModuleType:
-  """Import TensorFlow with every accelerator hidden from it.
-
-  It would take all of a GPU's memory otherwise, or the TPU itself, and leave JAX none.
-
-  Raises:
-    ImportError: it is not installed.
-    RuntimeError: somebody used TensorFlow before, and it holds an accelerator.
-  """
-  # Read when the library loads: without them it greets every run with its build options.
-  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-  os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-  try:
-    import tensorflow as tf
-  except ImportError as error:
-    raise ImportError(
-      f"TensorFlow cannot be imported ({error}); pip install tensorflow-cpu, or train from device "
-      "memory without it: --config.data.input=device and images from a folder"
-    ) from error
-  for kind in ("GPU", "TPU"):
-    tf.config.set_visible_devices([], kind)
-  return tf
 
 
 def make_tf_input(
@@ -73,12 +48,12 @@ def make_tf_input(
     Batches {'lr': uint8 [b, h, w, 3], 'hr': uint8 [b, H, W, 3]}, b = batch_size / process_count.
 
   Raises:
-    ValueError: a batch size that the hosts cannot share evenly, or images smaller than the crop.
+    UserError: a batch size that the hosts cannot share evenly, or images smaller than the crop.
   """
   sampling.check_pack(pack, seed, lr_patch)
   if batch_size % process_count or batch_size < 1:
     fit = max(1, -(-batch_size // process_count)) * process_count
-    raise ValueError(
+    raise UserError(
       f"batch_size={batch_size} must be divisible by {process_count} hosts; "
       f"try --config.data.batch_size={fit}"
     )
@@ -129,7 +104,7 @@ def ram_bytes(
     Bytes of the batches that are being cut (twice: numpy's and TensorFlow's) and that wait.
   """
   pixels = batch_size // process_count * lr_patch**2 * (1 + pack.scale**2)
-  return 3 * pixels * (2 * (threads or os.cpu_count() or 1) + PREFETCH + 1)
+  return 3 * pixels * (2 * (threads or cpus.available()) + PREFETCH + 1)
 
 
 def _closed_at_exit(iterator: Iterator[dict[str, np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:

@@ -2,12 +2,14 @@
 
 `unwrap` finds the state dict in what a file holds, `rename` gives its arrays the names that
 `state_dicts.py` reads. Both work on trees in memory, which may come from strangers: whatever is
-wrong with one is a ValueError. Files are read elsewhere.
+wrong with one is a UserError. Files are read elsewhere.
 """
 
 import re
 from collections.abc import Mapping
 from typing import Any
+
+from sr_jax import UserError
 
 # Where programs put a state dict, the first that is there being taken: spandrel's order, so that
 # a file is the same network here and in the programs that are built on it. torch.compile adds
@@ -46,8 +48,8 @@ def unwrap(tree: Any, role: str = "generator") -> tuple[dict[str, Any], str]:
   """Finds the state dict in what a file of weights holds.
 
   Wrappers are dicts in dicts ({'params_ema': {...}}) or prefixes of keys ('module.conv.weight'),
-  also within each other. Averaged weights stand over those that they are the average of. What is
-  no array, and scalars (counters as `step` or `num_batches_tracked`), are left out.
+  also within each other. Averaged weights are taken before those that they are the average of.
+  What is no array, and scalars (counters as `step` or `num_batches_tracked`), are left out.
 
   Args:
     tree: nested dicts with arrays of any library.
@@ -57,7 +59,7 @@ def unwrap(tree: Any, role: str = "generator") -> tuple[dict[str, Any], str]:
     {key: array} and the wrappers that were opened, as 'state_dict.module'; '' where there was none.
 
   Raises:
-    ValueError: there are no arrays by name.
+    UserError: there are no arrays by name.
   """
   opened = []
   while (inner := _open(tree, role)) and len(opened) < _DEEPEST:
@@ -66,13 +68,13 @@ def unwrap(tree: Any, role: str = "generator") -> tuple[dict[str, Any], str]:
   wrapper = ".".join(opened)
   where = f" in {wrapper!r}" if wrapper else ""
   if not isinstance(tree, Mapping):
-    raise ValueError(f"expected arrays by name{where}, found a {type(tree).__name__}")
+    raise UserError(f"expected arrays by name{where}, found a {type(tree).__name__}")
   state = _arrays(tree)
   for key in state:
     if not isinstance(key, str):
-      raise ValueError(f"the key {key!r}{where} is no text; keys are names as 'conv_first.weight'")
+      raise UserError(f"the key {key!r}{where} is no text; keys are names as 'conv_first.weight'")
   if not state:
-    raise ValueError(f"there are no arrays{where}; its first key is {next(iter(tree), None)!r}")
+    raise UserError(f"there are no arrays{where}; its first key is {next(iter(tree), None)!r}")
   return state, wrapper
 
 
@@ -91,18 +93,18 @@ def rename(state: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     {BasicSR's key: the same array}, and the dialect. FIELDS has what the dialect says beyond.
 
   Raises:
-    ValueError: naming the first key that the dialect does not have.
+    UserError: naming the first key that the dialect does not have.
   """
   plus = next((key for key in state if ".conv1x1." in key), None)
   if plus is not None:
-    raise ValueError(
+    raise UserError(
       f"{plus!r} is of ESRGAN+, whose dense blocks have one more convolution: it is not supported"
     )
   dialect = next(
     (name for name, mark in _MARKS.items() if any(re.match(mark, key) for key in state)), None
   )
   if dialect is None:
-    raise ValueError(
+    raise UserError(
       f"the keys are in none of the dialects {', '.join(_MARKS)}; its first key is "
       f"{next(iter(state), None)!r}"
     )
@@ -129,7 +131,7 @@ def rename_discriminator(state: Mapping[str, Any]) -> tuple[dict[str, Any], str]
     {BasicSR's key: the same array}, and the dialect, 'basicsr' or 'parametrizations'.
 
   Raises:
-    ValueError: naming the first key that is of another parametrisation.
+    UserError: naming the first key that is of another parametrisation.
   """
   if not any(".parametrizations." in key for key in state):
     return dict(state), "basicsr"
@@ -138,12 +140,12 @@ def rename_discriminator(state: Mapping[str, Any]) -> tuple[dict[str, Any], str]
   for key, array in state.items():
     layer, found, rest = key.partition(".parametrizations.weight.")
     if ".parametrizations." in key and not (found and rest in ours):
-      raise ValueError(
+      raise UserError(
         f"{key!r} is of a parametrisation other than spectral_norm: it is not supported"
       )
     renamed[f"{layer}.{ours[rest]}" if found else key] = array
   if len(renamed) < len(state):
-    raise ValueError("an array is there by both names of torch's spectral_norm")
+    raise UserError("an array is there twice, under both names that torch's spectral_norm has had")
   return renamed, "parametrizations"
 
 
@@ -199,7 +201,7 @@ def _rename(state: Mapping[str, Any], layers: Mapping[str, str], dialect: str) -
         renamed[f"{match.expand(replacement)}.{leaf}"] = array
         break
     else:
-      raise ValueError(
+      raise UserError(
         f"{key!r} is not of the dialect {dialect!r}, as other keys here are; the dialects known "
         f"are {', '.join(_MARKS)}"
       )
@@ -207,7 +209,7 @@ def _rename(state: Mapping[str, Any], layers: Mapping[str, str], dialect: str) -
 
 
 def _basicsr_layers(state: Mapping[str, Any]) -> dict[str, str]:
-  """All layers of `generators.py`, of which BasicSR has not each."""
+  """All layers of the generators in `networks/`, a few of which BasicSR does not have."""
   layers = (
     r"conv_(first|body|hr|last|up\d|up_x3)|upconv\d|bn_body|prelu_(first|up\d)",
     r"body\.\d+\.(rdb[123]\.conv[1-5]|conv[12]|bn[12]|prelu)",
@@ -273,7 +275,7 @@ def _numbers(state: Mapping[str, Any], prefix: str) -> list[int]:
   pattern = re.compile(re.escape(prefix) + r"(\d+)\.")
   found = {match[1] for key in state if (match := pattern.match(key))}
   if not found or max(map(len, found)) > 4:
-    raise ValueError(
+    raise UserError(
       f"expected keys as '{prefix}0.weight', with numbers below 10000; found "
       f"{sorted(found)[:3] or 'none'}"
     )

@@ -10,17 +10,19 @@ from typing import Any
 
 import flax.linen as nn
 import numpy as np
+from sr_jax import MissingPackageError, UserError, __version__
 
-from sr_jax import __version__
-from sr_jax.formats.stablehlo_export import build_checked
 from sr_jax.formats.state_dicts import to_state_dict
-from sr_jax.generators import UPSAMPLING
+from sr_jax.networks.blocks import UPSAMPLING
+from sr_jax.networks.build import build_checked
 
 try:
   import onnx
   from onnx import helper, numpy_helper
 except ImportError as error:
-  raise ImportError(f"ONNX export needs the package onnx: pip install onnx ({error})") from error
+  raise MissingPackageError(
+    f"ONNX export needs the package onnx: pip install onnx ({error})"
+  ) from error
 
 # The oldest opset whose Resize takes no region of interest. Nothing here needs a newer one, and the
 # older the file, the more programs read it. IR version 7 is the one of its time.
@@ -48,8 +50,8 @@ def to_onnx(
 
   Args:
     name: a key of GENERATORS.
-    kwargs: fields of the module; `dtype`, `dense`, `unroll` and `remat` say how JAX computes: no
-      trace here.
+    kwargs: fields of the module; `dtype`, `algorithm`, `unroll`, `remat` say how JAX computes, and
+      leave no trace in the graph.
     variables: {'params': ..., 'batch_stats': ...}.
     dtype: 'float32' or 'float16', of the weights and of input, output and all between. Programs see
       it in the input's type and feed what it says.
@@ -59,19 +61,19 @@ def to_onnx(
     A model that passes `onnx.checker`.
 
   Raises:
-    ValueError: the arguments are of no network, or the variables of another; a weight is too large
+    UserError: the arguments are of no network, or the variables of another; a weight is too large
       for float16.
   """
   if dtype not in _DTYPES:
-    raise ValueError(f"dtype={dtype!r} must be one of {', '.join(_DTYPES)}")
+    raise UserError(f"dtype={dtype!r} must be one of {', '.join(_DTYPES)}")
   metadata = dict(metadata or {})
   for key, value in metadata.items():
     if not (isinstance(key, str) and isinstance(value, str)):
-      raise ValueError(f"metadata {key!r}: {value!r} must be text; try json.dumps")
+      raise UserError(f"metadata {key!r}: {value!r} must be text; try json.dumps")
   module, channels = build_checked(name, kwargs, variables)
 
   graph = _Graph(to_state_dict(name, variables), dtype)
-  _NETWORKS[name](graph, module)
+  NETWORKS[name](graph, module)
   graph.nodes[-1].output[0] = "output"
 
   s = module.scale
@@ -152,7 +154,7 @@ class _Graph:
     return self.node("Add", [x, y])
 
   def mul(self, x: str, factor: float, name: str) -> str:
-    """Multiplies by a constant, which one name stands for throughout the graph."""
+    """Multiplies by a constant, which is in the graph once, under the given name."""
     return self.node("Mul", [x, self.constant(name, np.float32(factor))])
 
   def pixel_shuffle(self, x: str, r: int) -> str:
@@ -190,7 +192,7 @@ class _Graph:
       with np.errstate(over="ignore"):
         cast = np.asarray(array, self.dtype)
       if np.isinf(cast).any() and not np.isinf(array).any():
-        raise ValueError(
+        raise UserError(
           f"{name}: {np.abs(array).max():.6g} is too large for {self.dtype}; try dtype='float32'"
         )
       self.initializers[name] = numpy_helper.from_array(cast, name)
@@ -283,7 +285,7 @@ def _upsample_and_reconstruct(graph: _Graph, x: str, factor: int) -> None:
   graph.conv(graph.leaky_relu(graph.conv(x, "conv_hr"), 0.2), "conv_last")
 
 
-_NETWORKS = {
+NETWORKS = {
   "srresnet": _srresnet,
   "msrresnet": _msrresnet,
   "rrdbnet": _rrdbnet,

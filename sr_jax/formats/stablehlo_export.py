@@ -8,13 +8,12 @@ keep the model file that it came from.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.export
 import jax.numpy as jnp
 
-from sr_jax import onednn
-from sr_jax.generators import GENERATORS
+from sr_jax import UserError
+from sr_jax.networks.build import build_checked
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
@@ -42,15 +41,15 @@ def to_stablehlo(
     What is to be written to a .stablehlo file; `from_stablehlo` reads it.
 
   Raises:
-    ValueError: an argument is not of a network that can be built, or not of this one.
-    ImportError: `flatbuffers` is missing, in which JAX writes these files.
+    UserError: an argument is not of a network that can be built, or not of this one.
+    MissingPackageError: `flatbuffers` is missing, in which JAX writes these files.
   """
   unknown = [platform for platform in platforms if platform not in PLATFORMS]
   if unknown or not platforms:
-    raise ValueError(f"platforms={tuple(platforms)} must be some of {', '.join(PLATFORMS)}")
+    raise UserError(f"platforms={tuple(platforms)} must be some of {', '.join(PLATFORMS)}")
   module, channels = build_checked(name, kwargs, variables)
-  if hasattr(module, "dense"):
-    module = module.clone(dense="concat")  # as printed, not as is fast on the exporting machine
+  if hasattr(module, "algorithm"):
+    module = module.clone(algorithm="concat")  # as printed
   r = getattr(module, "input_unshuffle", 1)
   shape = jax.export.symbolic_shape(f"batch, {r}*height, {r}*width, {channels}")
 
@@ -62,10 +61,9 @@ def to_stablehlo(
   frames = jax.config.jax_traceback_in_locations_limit
   jax.config.update("jax_traceback_in_locations_limit", 0)
   try:
-    with onednn.left_to_xla():
-      exported = jax.export.export(jax.jit(upscale), platforms=tuple(platforms))(
-        jax.ShapeDtypeStruct(shape, jnp.float32)
-      )
+    exported = jax.export.export(jax.jit(upscale), platforms=tuple(platforms))(
+      jax.ShapeDtypeStruct(shape, jnp.float32)
+    )
   finally:
     jax.config.update("jax_traceback_in_locations_limit", frames)
   return bytes(exported.serialize())
@@ -84,7 +82,7 @@ def from_stablehlo(data: bytes) -> Callable[[jax.Array], jax.Array]:
     raises ValueError for an lr of another type or shape than the program's.
 
   Raises:
-    ValueError: data is not a program that jax.export reads.
+    UserError: data is not a program that jax.export reads.
   """
   return jax.jit(read_exported(data).call)
 
@@ -96,56 +94,6 @@ def read_exported(data: bytes) -> jax.export.Exported:
   except ImportError:
     raise
   except Exception as error:  # whatever flatbuffers and the parser of types meet: struct.error, ...
-    raise ValueError(
+    raise UserError(
       f"these {len(data)} bytes are not a program that jax.export {jax.__version__} reads: {error}"
     ) from error
-
-
-def build_checked(
-  name: str, kwargs: Mapping[str, Any], variables: Mapping[str, Any]
-) -> tuple[nn.Module, int]:
-  """Builds a generator and compares its variables with the ones that are given.
-
-  Args:
-    name: a key of GENERATORS.
-    kwargs: fields of the module.
-    variables: {'params': ..., 'batch_stats': ...}, the latter empty or absent without BatchNorm.
-
-  Returns:
-    The module, and the channels of the image that it takes.
-
-  Raises:
-    ValueError: unknown name or field, or the first path where the variables differ from the
-      module's in shape or are absent.
-  """
-  if name not in GENERATORS:
-    raise ValueError(f"generator {name!r} must be one of {', '.join(GENERATORS)}")
-  try:
-    module = GENERATORS[name](**kwargs)
-  except TypeError as error:
-    raise ValueError(f"generator {name!r} cannot be built with {dict(kwargs)}: {error}") from error
-  try:
-    inputs = variables["params"]["conv_first"]["kernel"].shape[2]
-  except (KeyError, TypeError, AttributeError, IndexError) as error:
-    raise ValueError(
-      f"variables have no kernel [H, W, I, O] at params/conv_first ({error})"
-    ) from error
-  r = getattr(module, "input_unshuffle", 1)
-  channels = inputs // r**2
-
-  lr = jax.ShapeDtypeStruct((1, 8, 8, channels), jnp.float32)
-  expected = jax.eval_shape(lambda x: module.init(jax.random.key(0), x, train=False), lr)
-  expected, given = (
-    {
-      jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
-      for path, leaf in jax.tree_util.tree_leaves_with_path(dict(tree))
-    }
-    for tree in (expected, variables)
-  )
-  for path in sorted(expected.keys() | given.keys()):
-    ours, theirs = expected.get(path, "absent"), given.get(path, "absent")
-    if ours != theirs:
-      raise ValueError(
-        f"variables are not of this {name}: {path} is {theirs}, and {ours} in the network"
-      )
-  return module, channels

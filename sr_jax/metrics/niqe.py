@@ -1,7 +1,7 @@
 """NIQE: how far an image's statistics are from those of photographs; lower is better.
 
 "Making a completely blind image quality analyzer" (Mittal, Soundararajan, Bovik, 2013), without a
-reference image. As BasicSR counts it, in whose numbers the papers on ESRGAN are given: Y rounded,
+reference image. It is computed as in BasicSR, whose numbers papers on ESRGAN report: Y rounded,
 blocks of 96x96, the pristine model of the authors. Set14's baboon has 5.7296 with border 0.
 
 `block_features` runs on the device, for an image that is a corner of a larger array; the distance
@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sr_jax import UserError
 
 BLOCK = 96
 
@@ -61,7 +62,7 @@ def load_niqe(path: str | pathlib.Path) -> NIQEParams:
 
   Raises:
     FileNotFoundError: where there is no such file; says where to get it.
-    ValueError: for another file.
+    UserError: for another file.
   """
   path = pathlib.Path(path).expanduser()
   if not path.is_file():
@@ -70,10 +71,10 @@ def load_niqe(path: str | pathlib.Path) -> NIQEParams:
     with np.load(path, allow_pickle=False) as file:
       arrays = {name: np.asarray(file[name], np.float64) for name in _SHAPES}
   except (zipfile.BadZipFile, EOFError, KeyError, ValueError, TypeError, AttributeError) as error:
-    raise ValueError(f"{path} cannot be read: {error}. {_SOURCE}") from error
+    raise UserError(f"{path} cannot be read: {error}. {_SOURCE}") from error
   for name, shape in _SHAPES.items():
     if arrays[name].shape != shape or not np.isfinite(arrays[name]).all():
-      raise ValueError(f"{path}: {name} is not a finite array of shape {shape}. {_SOURCE}")
+      raise UserError(f"{path}: {name} is not a finite array of shape {shape}. {_SOURCE}")
   return NIQEParams(arrays["mu_pris_param"][0], arrays["cov_pris_param"], arrays["gaussian_window"])
 
 
@@ -95,16 +96,16 @@ def niqe(image: np.ndarray, border: int, params: NIQEParams) -> float:
     The distance; NaN where fewer than two blocks have any texture.
 
   Raises:
-    ValueError: not a uint8 image, or too small: see `niqe_possible`.
+    UserError: not a uint8 image, or too small: see `niqe_possible`.
   """
   image = np.asarray(image)
   if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)):
-    raise ValueError(
+    raise UserError(
       f"image of {image.dtype} {list(image.shape)} must be uint8 [H, W, 3] or grey [H, W]"
     )
   height, width = image.shape[:2]
   if border < 0 or not niqe_possible(height, width, border):
-    raise ValueError(
+    raise UserError(
       f"border={border} of a {width}x{height} image must be 0 or more and leave two whole "
       f"{BLOCK}x{BLOCK} blocks for NIQE; score larger images"
     )
@@ -164,7 +165,7 @@ def block_features(image: jax.Array, size: jax.Array, window: jax.Array) -> jax.
   blocks = size // BLOCK
   size = jnp.maximum(blocks, 1) * BLOCK
   full = _normalised(image, size, window)
-  half = _normalised(_halved(image, size), size // 2, window)
+  half = _normalised(halved(image, size), size // 2, window)
   features = jnp.concatenate([_fits(_split(full, BLOCK)), _fits(_split(half, BLOCK // 2))], axis=1)
   inside = (jnp.arange(rows) < blocks[0])[:, None] & (jnp.arange(columns) < blocks[1])[None, :]
   return jnp.where(inside.reshape(-1, 1), features, jnp.nan)
@@ -195,7 +196,7 @@ def _normalised(image: jax.Array, size: jax.Array, window: jax.Array) -> jax.Arr
   return jnp.where(jnp.abs(difference) < 1e-9, 0, difference) / (deviation + 1)
 
 
-def _halved(image: jax.Array, size: jax.Array) -> jax.Array:
+def halved(image: jax.Array, size: jax.Array) -> jax.Array:
   """MATLAB's imresize(image, 0.5) of the top left `size`, even, unrounded: [H, W] -> [H/2, W/2]."""
   for axis in (0, 1):
     length = image.shape[axis]

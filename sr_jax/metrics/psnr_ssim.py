@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sr_jax import UserError
+
 PEAK = 255.0
 SSIM_WINDOW = 11
 
@@ -36,7 +38,7 @@ def rgb_to_y(image: np.ndarray) -> np.ndarray:
   if image.ndim == 2:
     return image
   if image.ndim < 2 or image.shape[-1] != 3:
-    raise ValueError(f"image of shape {list(image.shape)} must be [..., H, W, 3] or grey [H, W]")
+    raise UserError(f"image of shape {list(image.shape)} must be [..., H, W, 3] or grey [H, W]")
   return luma(image)
 
 
@@ -58,7 +60,7 @@ def psnr(a: np.ndarray, b: np.ndarray, border: int) -> float:
     Decibels, MSE over all pixels and channels; inf for equal images.
 
   Raises:
-    ValueError: shapes that differ, or a border that leaves nothing.
+    UserError: shapes that differ, or a border that leaves nothing.
   """
   a, b, size = _prepared(a, b, border, smallest=1)
   with jax.enable_x64(True):
@@ -81,11 +83,11 @@ def ssim(a: np.ndarray, b: np.ndarray, border: int) -> float:
     Mean similarity, 1 for equal images.
 
   Raises:
-    ValueError: shapes that differ, or fewer than 11 x 11 pixels inside the border.
+    UserError: shapes that differ, or fewer than 11 x 11 pixels inside the border.
   """
   a, b, size = _prepared(a, b, border, smallest=SSIM_WINDOW)
   with jax.enable_x64(True):
-    return float(_jitted_ssim(a, b, size))
+    return float(jitted_ssim(a, b, size))
 
 
 def masked_psnr(a: jax.Array, b: jax.Array, size: jax.Array) -> jax.Array:
@@ -151,7 +153,7 @@ def _inside(shape: tuple[int, ...], size: jax.Array) -> jax.Array:
 
 
 _jitted_psnr = jax.jit(masked_psnr)
-_jitted_ssim = jax.jit(masked_ssim)
+jitted_ssim = jax.jit(masked_ssim)
 
 
 def _prepared(
@@ -160,7 +162,7 @@ def _prepared(
   """Checked, cropped, and padded to a bucket: float64 [H, W, C] twice, and the size [2]."""
   a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
   if a.shape != b.shape or a.ndim not in (2, 3):
-    raise ValueError(
+    raise UserError(
       f"images of shapes {list(a.shape)} and {list(b.shape)} must be equal and [H, W] or "
       "[H, W, C]; crop HR to a multiple of the scale"
     )
@@ -173,9 +175,9 @@ def _prepared(
 
 
 def check_border(height: int, width: int, border: int, smallest: int) -> None:
-  """Raises ValueError where the border leaves less than `smallest` pixels of a side."""
+  """Raises UserError where the border leaves less than `smallest` pixels of a side."""
   if border < 0 or min(height, width) - 2 * border < smallest:
-    raise ValueError(
+    raise UserError(
       f"border={border} of a {width}x{height} image must be 0 or more and leave at least "
       f"{smallest}x{smallest} pixels; score larger images or take a smaller border"
     )

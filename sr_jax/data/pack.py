@@ -1,0 +1,275 @@
+"""A pack on the disk: decoded images in two flat files, opened as memory-mapped arrays.
+
+`index.json` names the images and holds the sha256 of each; `hr.bin` and `lr.bin` are their pixels,
+one after the other. `packing.py` makes one.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any, BinaryIO, NamedTuple
+
+from absl import logging
+import numpy as np
+import tqdm
+
+from sr_jax import UserError
+from sr_jax.data.source import name_list
+
+MAX_BAD_FRACTION = 0.1  # of the images of a source that may be unusable
+FILES = ("hr.bin", "lr.bin", "index.json")
+
+
+class SubImages(NamedTuple):
+  """How large images are divided into overlapping squares, in HR pixels."""
+
+  size: int
+  step: int
+
+
+class Pack(NamedTuple):
+  """Pairs of HR and LR images in two flat uint8 arrays.
+
+  Images may be windows of larger ones (sub-images), which are stored once.
+  """
+
+  hr: np.ndarray  # uint8 [bytes], memory-mapped
+  lr: np.ndarray
+  hr_sizes: np.ndarray  # height and width, int32 [n, 2]
+  lr_sizes: np.ndarray
+  hr_offsets: np.ndarray  # first byte, int64 [n]
+  lr_offsets: np.ndarray
+  lr_pitch: np.ndarray  # LR pixels from one stored row to the next, int32 [n]; HR's: * scale
+  names: tuple[str, ...]
+  scale: int
+  digest: str  # of the names, sizes and pixels: the same wherever the data were copied to
+  grey: tuple[bool, ...] = ()  # which were grey files; their three channels are the same
+
+
+def hr_image(pack: Pack, i: int) -> np.ndarray:
+  """HR image i, uint8 [H, W, 3], a view."""
+  return hr_window(pack, i, 0, 0, *(int(side) for side in pack.hr_sizes[i]))
+
+
+def lr_image(pack: Pack, i: int) -> np.ndarray:
+  """LR image i, uint8 [H / scale, W / scale, 3], a view."""
+  return lr_window(pack, i, 0, 0, *(int(side) for side in pack.lr_sizes[i]))
+
+
+def hr_window(pack: Pack, i: int, y: int, x: int, height: int, width: int) -> np.ndarray:
+  """Part of HR image i, uint8 [height, width, 3], a view."""
+  pitch = int(pack.lr_pitch[i]) * pack.scale
+  return _window(pack.hr, int(pack.hr_offsets[i]), pitch, y, x, height, width)
+
+
+def lr_window(pack: Pack, i: int, y: int, x: int, height: int, width: int) -> np.ndarray:
+  """Part of LR image i, uint8 [height, width, 3], a view."""
+  return _window(pack.lr, int(pack.lr_offsets[i]), int(pack.lr_pitch[i]), y, x, height, width)
+
+
+def open_pack(folder: pathlib.Path, min_hr: int = 1) -> Pack:
+  """Open a pack that is whole.
+
+  Args:
+    folder: of the pack.
+    min_hr: images smaller than that are left out.
+
+  Returns:
+    The pack, memory-mapped.
+
+  Raises:
+    UserError: it is damaged, or too many images are unusable.
+  """
+  if not is_whole(folder):
+    raise UserError(f"{folder} is damaged: its files do not have the sizes in its index")
+  index = read_index(folder)
+  bad = bad_images(index, min_hr)
+  if bad:
+    logging.warning("left out %d images of %s:\n%s", len(bad), index["source"], _reasons(bad))
+  entries = [entry for entry in index["images"] if entry["name"] not in bad]
+  pack = Pack(
+    # Plain arrays over the maps: slices of a np.memmap are slow to make.
+    hr=np.asarray(np.memmap(folder / "hr.bin", np.uint8, "r")),
+    lr=np.asarray(np.memmap(folder / "lr.bin", np.uint8, "r")),
+    hr_sizes=sizes_of([entry["hr"] for entry in entries]),
+    lr_sizes=sizes_of([entry["lr"] for entry in entries]),
+    hr_offsets=np.array([entry["hr_offset"] for entry in entries], np.int64),
+    lr_offsets=np.array([entry["lr_offset"] for entry in entries], np.int64),
+    lr_pitch=np.array([entry["lr"][1] for entry in entries], np.int32),
+    names=tuple(entry["name"] for entry in entries),
+    scale=index["scale"],
+    digest=content_digest(index["scale"], entries, index["sub_images"]),
+    grey=tuple(entry["grey"] for entry in entries),
+  )
+  return divide(pack, SubImages(*index["sub_images"])) if index["sub_images"] else pack
+
+
+def read_index(folder: pathlib.Path) -> dict[str, Any]:
+  """Read the manifest of a pack: what it was made from, and each image's place and sha256."""
+  return json.loads((folder / "index.json").read_text())
+
+
+def verify_pack(folder: pathlib.Path) -> list[str]:
+  """Compare every image of a pack with its sha256.
+
+  Args:
+    folder: of the pack.
+
+  Returns:
+    What is wrong, an entry an image; [] for a sound pack.
+  """
+  try:
+    entries = read_index(folder)["images"]
+    ends = {
+      key: entries[-1][f"{key}_offset"] + byte_count(entries[-1][key]) for key in ("hr", "lr")
+    }
+  except (OSError, ValueError, LookupError, TypeError) as error:
+    return [f"index.json cannot be read: {error!r}"]
+  faults = []
+  for key, end in ends.items():
+    file = folder / f"{key}.bin"
+    size = file.stat().st_size if file.exists() else 0
+    if size != end:
+      faults.append(f"{file.name} has {size} bytes, must have {end}")
+  try:
+    with open(folder / "hr.bin", "rb") as hr_file, open(folder / "lr.bin", "rb") as lr_file:
+      for entry in tqdm.tqdm(entries, "verifying", unit=" images", delay=2, disable=None):
+        try:
+          wrong = [
+            key.upper()
+            for key, file in (("hr", hr_file), ("lr", lr_file))
+            if not pixels_match(file, entry, key)
+          ]
+        except (LookupError, TypeError, ValueError) as error:
+          faults.append(f"an entry of index.json is damaged: {error!r}")
+          continue
+        if wrong:
+          faults.append(f"{entry['name']}: {' and '.join(wrong)} pixels differ from their sha256")
+  except FileNotFoundError:  # already among the faults
+    pass
+  return faults
+
+
+def divide(pack: Pack, sub_images: SubImages) -> Pack:
+  """Divide the images of a pack into overlapping squares, row by row, as views.
+
+  BasicSR's convention: one every `step` pixels, the last of a row or a column aligned to the
+  border, `thresh_size` 0; `0001.png` becomes `0001_s001.png`, ... An image smaller than `size`
+  along a side, which BasicSR does not cut, is taken whole along it.
+
+  Args:
+    pack: of whole images.
+    sub_images: size and step in HR pixels, multiples of the pack's scale.
+
+  Returns:
+    The pack of the squares, over the same bytes.
+  """
+  size, step = (side // pack.scale for side in sub_images)
+  windows, names = [], []  # image, top, left, height and width in LR pixels
+  for i, (name, (height, width)) in enumerate(zip(pack.names, pack.lr_sizes.tolist(), strict=True)):
+    tops, lefts = window_starts(height, size, step), window_starts(width, size, step)
+    corners = [(top, left) for top in tops for left in lefts]
+    windows += [(i, top, left, min(size, height), min(size, width)) for top, left in corners]
+    stem, suffix = os.path.splitext(name)
+    names += [f"{stem}_s{number + 1:03d}{suffix}" for number in range(len(corners))]
+  image, top, left, height, width = np.array(windows, np.int64).reshape(-1, 5).T
+  pitch = pack.lr_pitch[image].astype(np.int64)
+  lr_sizes = np.stack([height, width], axis=1).astype(np.int32)
+  return pack._replace(
+    hr_sizes=lr_sizes * pack.scale,
+    lr_sizes=lr_sizes,
+    hr_offsets=pack.hr_offsets[image] + (top * pitch * pack.scale + left) * pack.scale * 3,
+    lr_offsets=pack.lr_offsets[image] + (top * pitch + left) * 3,
+    lr_pitch=pack.lr_pitch[image],
+    names=tuple(names),
+    grey=tuple(pack.grey[i] for i in image) if pack.grey else (),
+  )
+
+
+def window_starts(side: int, size: int, step: int) -> list[int]:
+  """Where the sub-images along a side begin: every `step`, and one at the border."""
+  last = max(side - size, 0)
+  return sorted({*range(0, last, step), last})
+
+
+def _window(
+  flat: np.ndarray, offset: int, pitch: int, y: int, x: int, height: int, width: int
+) -> np.ndarray:
+  start = offset + (y * pitch + x) * 3
+  return np.ndarray((height, width, 3), np.uint8, flat, start, (pitch * 3, 3, 1))
+
+
+def sizes_of(shapes: Sequence[Sequence[int]]) -> np.ndarray:
+  return np.array([shape[:2] for shape in shapes], np.int32).reshape(-1, 2)
+
+
+def byte_count(size: Sequence[int]) -> int:
+  return size[0] * size[1] * 3
+
+
+def sha256(image: np.ndarray) -> str:
+  return hashlib.sha256(np.ascontiguousarray(image)).hexdigest()
+
+
+def content_digest(
+  scale: int, entries: list[dict[str, Any]], sub_images: Sequence[int] | None
+) -> str:
+  """A digest of what is trained on, whatever it was read from."""
+  keys = ("name", "hr", "lr", "hr_sha256", "lr_sha256")
+  content = [scale, [[entry[key] for key in keys] for entry in entries], sub_images]
+  return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:20]
+
+
+def pixels_match(file: BinaryIO, entry: dict[str, Any], key: str) -> bool:
+  file.seek(entry[f"{key}_offset"])
+  data = file.read(byte_count(entry[key]))
+  return hashlib.sha256(data).hexdigest() == entry[f"{key}_sha256"]
+
+
+def named_by(shape: Sequence[int]) -> str:
+  return f"{shape[1]}x{shape[0]}"
+
+
+def is_whole(folder: pathlib.Path, key: str = "") -> bool:
+  """Whether a folder is a pack with files of the right sizes, made from `key` if one is given."""
+  try:
+    index = read_index(folder)
+    last = index["images"][-1]
+    return (not key or key == index["key"]) and all(
+      (folder / f"{part}.bin").stat().st_size == last[f"{part}_offset"] + byte_count(last[part])
+      for part in ("hr", "lr")
+    )
+  except (OSError, ValueError, LookupError, TypeError):
+    return False
+
+
+def bad_images(index: dict[str, Any], min_hr: int) -> dict[str, str]:
+  """The images that cannot be trained on, and why; raises where they are too many."""
+  small = {
+    entry["name"]: f"{named_by(entry['hr'])} pixels, smaller than {min_hr}x{min_hr}"
+    for entry in index["images"]
+    if min(entry["hr"]) < min_hr
+  }
+  bad = index["unreadable"] | small
+  total = len(index["images"]) + len(index["unreadable"])
+  if len(bad) > MAX_BAD_FRACTION * total:
+    raise UserError(
+      f"{len(bad)} of {total} images of {index['source']} are unusable, and at most "
+      f"{MAX_BAD_FRACTION:.0%} may be; remove them, or, where they are too small to "
+      f"train on, take smaller crops with --config.data.hr_patch:\n{_reasons(bad)}"
+    )
+  return bad
+
+
+def _reasons(bad: dict[str, str]) -> str:
+  return name_list([f"{name}: {reason}" for name, reason in bad.items()])
+
+
+FORMAT_VERSION = 3  # of packs
+
+
+def is_pack(folder: pathlib.Path) -> bool:
+  """Whether a folder is a pack, whole or damaged, as `packing.py` makes it."""
+  return (folder / "index.json").is_file() and (folder / "hr.bin").is_file()

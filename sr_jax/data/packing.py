@@ -1,0 +1,412 @@
+"""Images decoded once and packed into flat files, so that training reads crops, not files.
+
+A pack is a folder: `hr.bin` and `lr.bin`, the uint8 pixels of all images one after another, and
+`index.json`, the manifest, that says where each is and has the sha256 of its pixels. The files are
+memory-mapped: a pack may be much larger than memory. It lies in the cache, named by what it was
+made from, or where `python -m sr_jax.prepare` was told to put it.
+
+A pack is made in a folder beside its place, `NAME.partial`, with a journal of the images that are
+in it: a build that was killed goes on with the next image. It appears under its final name only
+when it is whole. Of several processes one decodes and the others wait.
+"""
+
+import collections
+import concurrent.futures
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from absl import logging
+import numpy as np
+import tqdm
+
+from sr_jax import UserError
+from sr_jax.data.cost import decoding_cost, decoding_threads
+from sr_jax.data.pack import (
+  FILES,
+  FORMAT_VERSION,
+  Pack,
+  SubImages,
+  bad_images,
+  byte_count,
+  content_digest,
+  is_whole,
+  named_by,
+  open_pack,
+  pixels_match,
+  sha256,
+  sizes_of,
+)
+from sr_jax.data.source import Source, name_list
+from sr_jax.images import resize
+from sr_jax.machine import cache
+from sr_jax.machine.folders import flush_to_disk, locked
+
+JOURNAL = "journal.jsonl"
+
+
+def build_pack(
+  source: Source,
+  scale: int,
+  cache_dir: str = "",
+  min_hr: int = 1,
+  *,
+  convention: str = resize.DEFAULT_CONVENTION,
+  threads: int = 0,
+) -> Pack:
+  """Find the pack of a source in the cache, or decode the source into it.
+
+  A source that is a prepared pack is opened where it lies.
+
+  Args:
+    source: of `open_source`; with `keep_grey` the pack knows which files are grey.
+    scale: HR size / LR size.
+    cache_dir: folder of the packs; '' is $SR_JAX_CACHE, else ~/.cache/sr_jax.
+    min_hr: side of the HR crops; images smaller than that are left out.
+    convention: of `imresize`.
+    threads: that decode, 0 for as many as there are CPUs, at most 16.
+
+  Returns:
+    The pack, memory-mapped; the same arrays whatever the number of threads.
+
+  Raises:
+    UserError: too many unusable files, LR images that do not fit their HR image, or a prepared
+      pack of another scale.
+    OSError: no room.
+  """
+  if source.pack is not None:
+    pack = open_pack(source.pack, min_hr)
+    if pack.scale != scale:
+      raise UserError(f"{source.pack} was prepared for scale {pack.scale}, not {scale}")
+    return pack
+  folder = cache.cache_folder(cache_dir) / _key(source, scale, convention, None)[:20]
+  return write_pack(folder, source, scale, min_hr, convention=convention, threads=threads)
+
+
+def write_pack(
+  folder: pathlib.Path,
+  source: Source,
+  scale: int,
+  min_hr: int = 1,
+  *,
+  convention: str = resize.DEFAULT_CONVENTION,
+  sub_images: SubImages | None = None,
+  threads: int = 0,
+) -> Pack:
+  """Decode a source into a folder, unless it holds that pack already.
+
+  HR is cropped to a multiple of the scale. LR is the source's own, or `imresize` of the whole HR
+  image, so that a crop of LR knows what lies beside it, as at test time.
+
+  Unusable files (unreadable, or smaller than the crop) are named in one warning and left out
+  while they are at most 10 % of the source. Started again, a build that was killed goes on where it
+  was, and ends with the same bytes as if it had not been killed.
+
+  Args:
+    folder: of the pack, which is whole when it appears.
+    source: of `open_source`.
+    scale: HR size / LR size.
+    min_hr: images smaller than that are left out of what is returned; they are in the pack.
+    convention: of `imresize`.
+    sub_images: let the pack's images be these parts of the source's images. Pixels are stored
+      once all the same.
+    threads: that decode, 0 for as many as there are CPUs, at most 16.
+
+  Returns:
+    The pack, memory-mapped.
+
+  Raises:
+    UserError: as `build_pack`, or a folder that holds something else.
+    OSError: no room.
+  """
+  if sub_images and (sub_images.step < 1 or any(side % scale for side in sub_images)):
+    raise UserError(
+      f"sub-images of {sub_images.size}, every {sub_images.step}, must be multiples of "
+      f"scale={scale}, for the LR ones to lie on whole pixels"
+    )
+  key = _key(source, scale, convention, sub_images)
+  if not is_whole(folder, key):
+    with _failing_with_advice(folder, source):
+      folder.parent.mkdir(parents=True, exist_ok=True)
+      with locked(folder) as alone:
+        if not is_whole(folder, key):  # else another process has made it meanwhile
+          _check_free(folder, key)
+          partial = folder.with_name(f"{folder.name}.partial")
+          if not alone:
+            partial = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}.partial")
+          try:
+            _build(folder, partial, key, source, scale, convention, sub_images, min_hr, threads)
+          finally:
+            if not alone:  # nobody will go on with it
+              shutil.rmtree(partial, ignore_errors=True)
+  return open_pack(folder, min_hr)
+
+
+def pack_from_arrays(
+  images: Sequence[np.ndarray], scale: int, lr_images: Sequence[np.ndarray] | None = None
+) -> Pack:
+  """Make a pack in memory.
+
+  Args:
+    images: HR, uint8 [H, W, 3], cropped to a multiple of the scale here.
+    scale: HR size / LR size.
+    lr_images: their LR images, by default made by `imresize`.
+  """
+  hr = [_crop(image, scale) for image in images]
+  lr = lr_images or [resize.imresize(image, 1 / scale) for image in hr]
+  entries = []
+  for i, pair in enumerate(zip(hr, lr, strict=True)):
+    if not _fit(*pair, scale):
+      shapes = " and ".join(str(list(image.shape)) for image in pair)
+      raise UserError(f"HR and LR of image {i}, {shapes}, must be [H, W, 3] and [H/{scale}, ...]")
+    entry = {"name": str(i)}
+    for key, image in zip(("hr", "lr"), pair, strict=True):
+      entry |= {key: list(image.shape[:2]), f"{key}_sha256": sha256(image)}
+    entries.append(entry)
+  flat_hr, flat_lr = (np.concatenate([np.ravel(image) for image in part]) for part in (hr, lr))
+  lr_sizes = sizes_of([image.shape for image in lr])
+  return Pack(
+    hr=flat_hr,
+    lr=flat_lr,
+    hr_sizes=sizes_of([image.shape for image in hr]),
+    lr_sizes=lr_sizes,
+    hr_offsets=_offsets([image.shape for image in hr]),
+    lr_offsets=_offsets([image.shape for image in lr]),
+    lr_pitch=lr_sizes[:, 1].copy(),
+    names=tuple(entry["name"] for entry in entries),
+    scale=scale,
+    digest=content_digest(scale, entries, None),
+  )
+
+
+def _crop(image: np.ndarray, scale: int) -> np.ndarray:
+  height, width = (side // scale * scale for side in image.shape[:2])
+  return image[:height, :width]
+
+
+def _fit(hr: np.ndarray, lr: np.ndarray, scale: int) -> bool:
+  return lr.shape == (hr.shape[0] // scale, hr.shape[1] // scale, 3)
+
+
+def _offsets(shapes: Sequence[Sequence[int]]) -> np.ndarray:
+  ends = np.cumsum([byte_count(shape) for shape in shapes], dtype=np.int64)
+  return np.concatenate([np.zeros(1, np.int64), ends])[:-1]
+
+
+def _key(source: Source, scale: int, convention: str, sub_images: SubImages | None) -> str:
+  """A digest of what a pack is made from: files that change make another pack."""
+  made = [FORMAT_VERSION, scale, "given" if source.has_lr else convention, source.fingerprint]
+  made += [sub_images] if sub_images else []
+  return hashlib.sha256(json.dumps(made).encode()).hexdigest()
+
+
+def _check_free(folder: pathlib.Path, key: str) -> None:
+  """Raises where a folder holds other files, or a whole pack of other images or settings."""
+  if not folder.exists():
+    return
+  foreign = sorted({file.name for file in folder.iterdir()} - set(FILES))
+  if foreign or (is_whole(folder) and not is_whole(folder, key)):
+    what = "a pack of other images or settings" if not foreign else f"other files, {foreign[0]}"
+    raise UserError(f"{folder} holds {what}; remove it, or give another folder")
+
+
+@contextlib.contextmanager
+def _failing_with_advice(folder: pathlib.Path, source: Source) -> Iterator[None]:
+  try:
+    yield
+  except OSError as error:
+    raise OSError(
+      f"{error}: the decoded images of {source.description}, 3 bytes a pixel, must fit in "
+      f"{folder.parent}; give a folder with more room by --config.data.cache_dir (--output of "
+      "sr_jax.prepare), or make room: what is decoded is kept"
+    ) from error
+
+
+def _build(
+  folder: pathlib.Path,
+  partial: pathlib.Path,
+  key: str,
+  source: Source,
+  scale: int,
+  convention: str,
+  sub_images: SubImages | None,
+  min_hr: int,
+  threads: int,
+) -> None:
+  """Decodes what is missing into a folder beside the final one, then renames it."""
+  if not is_whole(partial, key):  # it was killed before the very last move
+    records = _decode(partial, key, source, scale, convention, threads or decoding_threads())
+    index = {"format": FORMAT_VERSION, "key": key, "source": source.description, "scale": scale}
+    index |= {"convention": "given" if source.has_lr else convention, "sub_images": sub_images}
+    index |= {"images": [record for record in records if "hr" in record]}
+    index |= {"unreadable": {r["name"]: r["unreadable"] for r in records if "unreadable" in r}}
+    try:
+      mismatched = [f"{r['name']}: {r['mismatch']}" for r in records if "mismatch" in r]
+      if mismatched:
+        raise UserError(
+          f"LR images of {source.description} must be HR / {scale} in size, cropped to a whole "
+          f"number; set config.scale, or make them anew:\n{name_list(mismatched)}"
+        )
+      bad_images(index, min_hr)  # raises before a useless pack is kept
+    except ValueError:
+      shutil.rmtree(partial)
+      raise
+    for name in ("hr.bin", "lr.bin"):
+      flush_to_disk(partial / name)
+    temporary = partial / "index.tmp"
+    temporary.write_text(json.dumps(index))
+    flush_to_disk(temporary)
+    temporary.rename(partial / "index.json")
+  (partial / JOURNAL).unlink(missing_ok=True)
+  _publish(partial, folder, key)
+
+
+def _decode(
+  partial: pathlib.Path,
+  key: str,
+  source: Source,
+  scale: int,
+  convention: str,
+  threads: int,
+) -> list[dict[str, Any]]:
+  """Decodes the images that the journal does not name; returns a record of each image."""
+
+  def load(i: int) -> tuple[np.ndarray, np.ndarray, bool] | str:
+    try:
+      hr, lr = source.load(i)
+    except (UserError, OSError) as error:
+      # A decoder's complaint has no errno; the system's does, and may be gone tomorrow: a pack
+      # would remember it for ever.
+      if getattr(error, "errno", None) is not None:
+        raise UserError(f"{source.names[i]}: {error}; mend it and start again") from error
+      return str(error)
+    hr = _crop(hr, scale)
+    if not hr.size:
+      return f"smaller than the scale, {scale}"
+    lr = resize.imresize(hr, 1 / scale, convention) if lr is None else lr
+    return _to_rgb(hr), _to_rgb(lr), hr.ndim == 2
+
+  records = _resume(partial, key, source.names)
+  total, done = len(source.names), len(records)
+  ends = _ends(records)
+  _check_room(partial, source, scale, threads, sum(ends.values()))
+  logging.info("decoding %d of %d images of %s", total - done, total, source.description)
+  with (
+    open(partial / "hr.bin", "ab") as hr_file,
+    open(partial / "lr.bin", "ab") as lr_file,
+    open(partial / JOURNAL, "a") as journal,
+  ):
+    loaded = _map_in_order(load, range(done, total), threads)
+    bar = tqdm.tqdm(loaded, "decoding", total, initial=done, unit=" images", delay=2, disable=None)
+    for name, pair in zip(source.names[done:], bar, strict=True):
+      record: dict[str, Any] = {"name": name}
+      if isinstance(pair, str):
+        record["unreadable"] = pair
+      elif not _fit(*pair[:2], scale):
+        record["mismatch"] = f"HR {named_by(pair[0].shape)}, LR {named_by(pair[1].shape)}"
+      else:
+        *images, record["grey"] = pair
+        for key, image, file in zip(("hr", "lr"), images, (hr_file, lr_file), strict=True):
+          pixels = np.ascontiguousarray(image)
+          record[key] = list(image.shape[:2])
+          record[f"{key}_offset"] = ends[key]
+          record[f"{key}_sha256"] = sha256(pixels)
+          ends[key] += file.write(pixels)
+          file.flush()  # before the journal says that it is there
+      records.append(record)
+      journal.write(json.dumps(record) + "\n")
+      journal.flush()
+  return records
+
+
+def _resume(partial: pathlib.Path, key: str, names: Sequence[str]) -> list[dict[str, Any]]:
+  """The records of a build that was interrupted, to which its files are cut back.
+
+  Only images whose pixels have their sha256 count: after a power failure a file may have its
+  length and not its contents.
+  """
+  header = json.dumps({"key": key}) + "\n"
+  lines = []
+  if (partial / JOURNAL).exists():
+    lines = (partial / JOURNAL).read_text(errors="replace").splitlines(keepends=True)
+  if lines[:1] != [header]:  # nothing there, or of other files
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    (partial / JOURNAL).write_text(header)
+    return []
+  records = []
+  with open(partial / "hr.bin", "ab+") as hr_file, open(partial / "lr.bin", "ab+") as lr_file:
+    for name, line in zip(names, lines[1:], strict=False):
+      record = _parsed(line)
+      if record.get("name") != name or ("hr" in record and not (
+        pixels_match(hr_file, record, "hr") and pixels_match(lr_file, record, "lr")
+      )):  # fmt: skip
+        break
+      records.append(record)
+    ends = _ends(records)
+    hr_file.truncate(ends["hr"])
+    lr_file.truncate(ends["lr"])
+  os.truncate(partial / JOURNAL, sum(len(line) for line in lines[: len(records) + 1]))  # ASCII
+  logging.warning("%s: %d of %d images were decoded before; going on from there",
+                  partial, len(records), len(names))  # fmt: skip
+  return records
+
+
+def _parsed(line: str) -> dict[str, Any]:
+  """A line of the journal; {} where it was torn."""
+  try:
+    return json.loads(line) if line.endswith("\n") else {}
+  except ValueError:
+    return {}
+
+
+def _ends(records: list[dict[str, Any]]) -> dict[str, int]:
+  return {
+    key: sum(byte_count(record[key]) for record in records if key in record) for key in ("hr", "lr")
+  }
+
+
+def _check_room(
+  partial: pathlib.Path, source: Source, scale: int, threads: int, done_bytes: int
+) -> None:
+  cost = decoding_cost(source, scale, threads)
+  free = shutil.disk_usage(partial).free
+  if cost and cost.disk_bytes - done_bytes > free:
+    raise OSError(f"{cost.disk_bytes - done_bytes:,} bytes are needed and {free:,} are free")
+
+
+def _to_rgb(image: np.ndarray) -> np.ndarray:
+  return np.repeat(image[:, :, None], 3, axis=2) if image.ndim == 2 else image
+
+
+def _map_in_order(
+  function: Callable[[int], Any], numbers: Sequence[int], threads: int
+) -> Iterator[Any]:
+  """The function of each number in turn, from several threads, few results waiting at a time."""
+  with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+    waiting = collections.deque()
+    for i in numbers:
+      waiting.append(pool.submit(function, i))
+      if len(waiting) > 2 * threads:
+        yield waiting.popleft().result()
+    while waiting:
+      yield waiting.popleft().result()
+
+
+def _publish(partial: pathlib.Path, folder: pathlib.Path, key: str) -> None:
+  if folder.exists() and not is_whole(folder):
+    if any(folder.iterdir()):
+      logging.warning("%s is damaged; it is made anew", folder)
+    shutil.rmtree(folder)
+  try:
+    partial.rename(folder)
+  except OSError:
+    if not is_whole(folder, key):  # else another process was faster, with the same bytes
+      raise
+    shutil.rmtree(partial)

@@ -1,0 +1,147 @@
+"""The machine: CPUs, memory, disks, and the GPUs that the driver sees."""
+
+import argparse
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import tempfile
+from typing import NamedTuple
+
+from sr_jax.machine import cpus
+from sr_jax.doctor.finding import FAULT, GIB, OK, WARNING, Finding, Findings, last_line
+
+# Rules of thumb. Three checkpoints of both stages of ESRGAN are about 4 GB, DIV2K decoded 8 GB.
+LOW_DISK, TOO_LOW_DISK = 5 * GIB, 1 * GIB
+LOW_MEMORY = 4 * GIB
+
+LOW_OPEN_FILES = 1024
+
+
+def check_machine(args: argparse.Namespace) -> Findings:
+  """CPUs, memory, open files."""
+  del args
+  count, what = cpus.allowed(), f"{cpus.allowed()} of {os.cpu_count()} CPUs"
+  if cpus.quota() < count:
+    count = cpus.quota()
+    what = f"{count:.1f} CPUs by the container's quota"
+  if count < 2:
+    remedy = "ask for more: SLURM --cpus-per-task=8, docker --cpus=8, Kubernetes resources.cpu"
+    yield Finding(WARNING, "cpus-few", f"{what}: decoding and compiling will be slow", remedy)
+  else:
+    yield Finding(OK, "", what)
+
+  free, total = memory()
+  if free and free < LOW_MEMORY:
+    what = f"{free / GIB:.1f} GiB of memory free, of {total / GIB:.1f}"
+    remedy = "end other programs, or ask for more: SLURM --mem=16G, docker --memory=16g"
+    yield Finding(WARNING, "memory-low", what, remedy)
+  elif free:
+    yield Finding(OK, "", f"{free / GIB:.1f} GiB of memory free, of {total / GIB:.1f}")
+
+  try:
+    import resource
+  except ImportError:  # Windows
+    return
+  files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+  if 0 <= files < LOW_OPEN_FILES:
+    what = f"{files} files may be open at once; checkpoints and data need more"
+    yield Finding(WARNING, "open-files-low", what, f"ulimit -n {max(4096, files)}")
+
+
+def memory() -> tuple[int, int]:
+  """Bytes of memory that are free to this process and in all, (0, 0) where that is not known."""
+  try:
+    lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
+    table = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
+    free, total = table["MemAvailable"], table["MemTotal"]
+  except (OSError, KeyError, ValueError):
+    return 0, 0
+  limit, used = _cgroup("memory.max"), _cgroup("memory.current")
+  if limit.isdigit() and used.isdigit():  # a container; 'max' is no limit
+    free, total = min(free, int(limit) - int(used)), min(total, int(limit))
+  return max(free, 1), total
+
+
+def _cgroup(name: str) -> str:
+  try:
+    return pathlib.Path("/sys/fs/cgroup", name).read_text().strip()
+  except OSError:
+    return ""
+
+
+class Gpu(NamedTuple):
+  name: str
+  total: int  # MiB, 0 where nvidia-smi does not say
+  used: int
+  driver: int  # first number of its version
+
+
+def nvidia_gpus() -> tuple[list[Gpu], str]:
+  """The GPUs that nvidia-smi lists, and its complaint; ([], '') where there is no nvidia-smi."""
+  if not shutil.which("nvidia-smi"):
+    return [], ""
+  fields = "name,memory.total,memory.used,driver_version"
+  command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
+  try:
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=30)
+  except (OSError, subprocess.TimeoutExpired) as error:
+    return [], str(error)
+  if ran.returncode:
+    return [], last_line(ran.stdout + ran.stderr) or f"exit status {ran.returncode}"
+  rows = [[cell.strip() for cell in line.split(",")] for line in ran.stdout.splitlines()]
+  numbers = [[int("0" + re.match(r"\d*", cell)[0]) for cell in row[1:4]] for row in rows]
+  rows = zip(rows, numbers, strict=True)
+  return [Gpu(row[0], *cells) for row, cells in rows if len(cells) == 3], ""
+
+
+def check_disk(args: argparse.Namespace) -> Findings:
+  """The folders of runs and of decoded images: room, and a file written and read back."""
+  for flag, folder in (("--workdir", args.workdir), ("--cache", args.cache)):
+    yield from _check_folder(flag, folder)
+
+
+def _check_folder(flag: str, name: str) -> Findings:
+  if "://" in name:
+    remedy = "try a short run there, such as --config configs/esrgan.py:demo"
+    yield Finding(WARNING, "not-local", f"{flag}={name} is no local folder: untested", remedy)
+    return
+  folder = pathlib.Path(name).expanduser().absolute()
+  existing = folder
+  while not os.path.lexists(existing):  # the run makes what is missing; the doctor does not
+    existing = existing.parent
+  if not existing.is_dir():
+    what = f"{flag}={folder}: {existing} is no folder (a file, or a link to nowhere)"
+    yield Finding(FAULT, "not-a-folder", what, f"give another {flag}, or move that file away")
+    return
+  free = shutil.disk_usage(existing).free
+  room = f"{flag}={folder}: {free / GIB:.1f} GiB free"
+  remedy = f"make room, or give a {flag} on another disk"
+  if free < TOO_LOW_DISK:
+    yield Finding(FAULT, "disk-full", room, remedy)
+  elif free < LOW_DISK:
+    yield Finding(WARNING, "disk-low", f"{room}; checkpoints of ESRGAN need some 4 GiB", remedy)
+  problem = write_test(existing)
+  if problem:
+    remedy = f"make it writable (chown, chmod; a quota? a read-only mount?), or give another {flag}"
+    yield Finding(FAULT, "not-writable", f"{flag}={folder}: {problem}", remedy)
+  elif free >= LOW_DISK:
+    yield Finding(OK, "", f"{room}, written and read back")
+
+
+def write_test(folder: pathlib.Path, size: int = 2**20) -> str:
+  """Writes a file, reads it back, deletes it. Returns what went wrong, '' for nothing."""
+  wrote = os.urandom(size)
+  try:
+    with tempfile.TemporaryDirectory(prefix=".sr_jax_doctor_", dir=folder) as inside:
+      first, second = pathlib.Path(inside, "new"), pathlib.Path(inside, "test")
+      with open(first, "wb") as file:
+        file.write(wrote)
+        file.flush()
+        os.fsync(file.fileno())
+      os.replace(first, second)  # as checkpoints and images are published
+      read = second.read_bytes()
+  except OSError as error:
+    return f"cannot write there: {error}"
+  return "" if read == wrote else f"{size} bytes were written and others read back: a broken disk"

@@ -1,0 +1,91 @@
+"""One picture of several models side by side: LR, each model, HR, with the scores under each."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+_ZOOM = 2  # HR pixels are drawn this large: differences between upscalers are a pixel wide
+_GAP = 8
+_TEXT = 18
+
+
+class Panels:
+  """Collects the SR images of several models, model by model, and draws a row an image.
+
+  The row shows the same crop of each: the one where the first model given errs most.
+  """
+
+  def __init__(self, max_images: int = 4, crop: int = 128):
+    self._max_images, self._crop = max_images, crop
+    self._rows: dict[str, list[tuple[str, np.ndarray, Mapping[str, float]]]] = {}
+    self._ends: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+
+  def add(
+    self,
+    title: str,
+    lr: np.ndarray,
+    hr: np.ndarray,
+    label: str,
+    sr: np.ndarray,
+    scores: Mapping[str, float],
+  ) -> None:
+    """Adds one model's image; images past the first few are ignored.
+
+    Args:
+      title: of the row.
+      lr: uint8 [h, w, 3] or [h, w].
+      hr: uint8 [H, W, 3] or [H, W].
+      label: of the model.
+      sr: as `hr`.
+      scores: of `scoring.score`.
+    """
+    if title not in self._rows and len(self._rows) >= self._max_images:
+      return
+    self._ends[title] = (lr, hr)
+    self._rows.setdefault(title, []).append((label, sr, scores))
+
+  def draw(self) -> np.ndarray:
+    """Draws the picture, uint8 [H, W, 3]."""
+    cell = self._crop * _ZOOM
+    columns = 2 + max(len(row) for row in self._rows.values())
+    row_height = cell + 3 * _TEXT + 2 * _GAP
+    width = columns * (cell + _GAP) + _GAP
+    canvas = Image.new("RGB", (width, len(self._rows) * row_height + _GAP), "white")
+    draw = ImageDraw.Draw(canvas)
+    font, small = ImageFont.load_default(15), ImageFont.load_default(13)
+    for i, (title, row) in enumerate(self._rows.items()):
+      lr, hr = self._ends[title]
+      window = _worst_window(row[0][1], hr, self._crop)
+      scale = hr.shape[0] // lr.shape[0]
+      lr_large = lr.repeat(scale, axis=0).repeat(scale, axis=1)
+      cells = [("LR", lr_large, f"{lr.shape[1]}x{lr.shape[0]}")]
+      cells += [(label, sr, _describe(scores)) for label, sr, scores in row]
+      cells += [("HR", hr, f"{title}  {hr.shape[1]}x{hr.shape[0]}")]
+      top = i * row_height + _GAP
+      for j, (label, image, caption) in enumerate(cells):
+        left = _GAP + j * (cell + _GAP)
+        crop = Image.fromarray(image[window])
+        size = (crop.width * _ZOOM, crop.height * _ZOOM)  # less than a cell for a small image
+        canvas.paste(crop.resize(size, Image.Resampling.NEAREST), (left, top))
+        draw.text((left, top + cell + 2), label, fill="black", font=font)
+        draw.text((left, top + cell + 2 + _TEXT), caption, fill="#444444", font=small)
+    return np.asarray(canvas)
+
+
+def _describe(scores: Mapping[str, float]) -> str:
+  return f"{scores['psnr_y']:.2f} dB   SSIM {scores['ssim_y']:.4f}   (Y)"
+
+
+def _worst_window(sr: np.ndarray, hr: np.ndarray, size: int) -> tuple[slice, slice]:
+  """The window where the squared error is largest, on a grid of half its size."""
+  error = np.square(sr.astype(np.float32) - hr)
+  error = error.mean(axis=2) if error.ndim == 3 else error
+  height, width = min(size, error.shape[0]), min(size, error.shape[1])
+  corners = [
+    (y, x)
+    for y in range(0, error.shape[0] - height + 1, max(height // 2, 1))
+    for x in range(0, error.shape[1] - width + 1, max(width // 2, 1))
+  ]
+  y, x = max(corners, key=lambda c: error[c[0] : c[0] + height, c[1] : c[1] + width].sum())
+  return slice(y, y + height), slice(x, x + width)

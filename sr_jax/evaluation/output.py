@@ -1,0 +1,120 @@
+"""What an evaluation writes: SR images, results.json, the table, the page and the picture."""
+
+import json
+import math
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sr_jax.evaluation import comparison, report, tables
+from sr_jax.evaluation.test_sets import TestImage
+from sr_jax.images.files import safe_output_path, unused_path, write_image
+from sr_jax.metrics.table import Table, columns, protocol
+from sr_jax.runs import logs
+from sr_jax.upscaling.upscaler import bicubic_upscaler
+
+
+class Compared(NamedTuple):
+  """A model of an evaluation.
+
+  Attributes:
+    label: what it is called.
+    spec: as it was given.
+    folder: of its results.
+    facts: {what: value} of it, for people; 'engine' where another than JAX may have upscaled.
+  """
+
+  label: str
+  spec: str
+  folder: pathlib.Path
+  facts: Mapping[str, str]
+
+
+class Output:
+  """Takes the images of an evaluation one by one, and writes what was found.
+
+  Args:
+    folder: of what all models share.
+    models: that are compared.
+    scale: of all of them.
+  """
+
+  def __init__(self, folder: pathlib.Path, models: Sequence[Compared], scale: int):
+    self._folder, self._models, self._scale = folder, models, scale
+    self._panels, self._page = comparison.Panels(), report.Report()
+    self._taken: dict[str, set[pathlib.Path]] = {model.label: set() for model in models}
+
+  def add(
+    self,
+    set_name: str,
+    image: TestImage,
+    srs: Mapping[str, np.ndarray],
+    scores: Mapping[str, Mapping[str, float]],
+  ) -> None:
+    """Writes an image's SR images, by label, and keeps what the page and the picture show."""
+    name = pathlib.PurePosixPath(image.name).with_suffix(".png").as_posix()
+    for label, _, folder, _ in self._models:
+      path = safe_output_path(folder / set_name, name)
+      write_image(unused_path(path, self._taken[label]), srs[label])
+      title = f"{set_name}/{image.name}"
+      self._panels.add(title, image.lr, image.hr, label, srs[label], scores[label])
+    if "bicubic" not in srs:  # is shown for comparison, even where it was not asked for
+      srs = {"bicubic": bicubic_upscaler(self._scale)(image.lr), **srs}
+    self._page.add_image(set_name, image.name, image.lr, image.hr, srs, scores)
+
+  def write(self, results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
+    """Writes and prints the scores, {label: {set: of `scoring.evaluate_set`}}."""
+    table = {
+      label: {
+        set_name: {key: value for key, value in scores.items() if key != "images"}
+        for set_name, scores in sets.items()
+      }
+      for label, sets in results.items()
+    }
+    how = protocol(columns(table))
+    engines = [model.facts["engine"] for model in self._models if "engine" in model.facts]
+    if engines:
+      how["engine"] = " and ".join(dict.fromkeys(engines))
+    for label, spec, folder, facts in self._models:
+      own = {key: value for key, value in facts.items() if key == "engine"}
+      one = {"model": spec, "scale": self._scale, "protocol": how | own}
+      _write_text(folder / "results.json", _json(one | {"sets": results[label]}))
+    write_image(self._folder / "comparison.png", self._panels.draw())
+    set_names = dict.fromkeys(set_name for sets in results.values() for set_name in sets)
+    curves = {model.label: logs.read_curves(model.spec) for model in self._models}
+    self._page.write(
+      self._folder / "report.html",
+      title=f"{', '.join(results)} on {', '.join(set_names)}",
+      table=table,
+      columns=columns(table),
+      protocol=how,
+      curves={label: series for label, series in curves.items() if series},
+      facts={model.label: model.facts for model in self._models},
+    )
+    _write_table(self._folder, table, how)
+
+
+def _write_table(output: pathlib.Path, table: Table, how: Mapping[str, str]) -> None:
+  """The one table of all models and sets: on the screen and in three files."""
+  _write_text(output / "table.md", tables.format_markdown(table))
+  _write_text(output / "table.csv", tables.format_csv(table))
+  _write_text(output / "table.json", _json({"protocol": how, "models": table}))
+  print(tables.format_text(table))
+
+
+def _write_text(path: pathlib.Path, text: str) -> None:
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(text, encoding="utf-8")
+
+
+def _json(tree: Any) -> str:
+  """JSON as every reader takes it: an infinite PSNR is null."""
+
+  def finite(node: Any) -> Any:
+    if isinstance(node, dict):
+      return {key: finite(value) for key, value in node.items()}
+    return None if isinstance(node, float) and not math.isfinite(node) else node
+
+  return json.dumps(finite(tree), indent=2) + "\n"

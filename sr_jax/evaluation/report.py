@@ -1,0 +1,610 @@
+"""One self-contained HTML page of an evaluation: curves, scores, and every image to compare.
+
+The page opens offline: images are data URIs, the script and the styles are inline, and its
+Content-Security-Policy forbids the network. `report.html` beside this file is its frame, with the
+styles and the script; here is what goes into it. `comparison.py` draws a single picture instead,
+which needs no browser.
+"""
+
+import base64
+import dataclasses
+import hashlib
+import html
+import io
+import json
+import math
+import os
+import pathlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from sr_jax import UserError
+from sr_jax.metrics.table import direction
+
+# [(step, value), ...] of one series of a run.
+Points = Sequence[tuple[float, float]]
+Window = tuple[slice, slice]
+
+BASELINE = "bicubic"  # is shown next to LR, and is never the model whose windows are shown
+
+_FRAME = pathlib.Path(__file__).with_name("report.html")
+_LOSSY = {"quality": 90, "method": 4}
+_LOSSLESS = {"lossless": True, "quality": 60, "method": 4}
+_WEBP_MAX_SIDE = 16383
+_THUMBNAIL = 80
+_MAX_POINTS = 500
+_MEAN_PARTS = 50
+_MAIN_CURVES = ("eval/", "loss/")  # the others are folded away
+
+
+class Report:
+  """Collects the images of an evaluation one by one, as encoded bytes, and writes the page.
+
+  Every image has the windows where the first model errs most and least, lossless. Whole images
+  are lossy, and only as many as the budget has room for: once it is spent, the set with the most
+  whole images gives up its latest one, but not its worst or its best.
+
+  Args:
+    max_full_images: embed at most so many test images whole, each with all its SR images.
+    max_full_pixels: and at most so many pixels, of all of these together: 80 million are
+      some 25 MB.
+    window: side of the windows in HR pixels; 72 holds whole LR pixels at scale 2, 3, 4 and 8.
+  """
+
+  def __init__(
+    self, *, max_full_images: int = 40, max_full_pixels: int = 80_000_000, window: int = 72
+  ):
+    self._max_images, self._max_pixels, self._window = max_full_images, max_full_pixels, window
+    self._images: list[_Image] = []
+
+  def add_image(
+    self,
+    set_name: str,
+    name: str,
+    lr: np.ndarray,
+    hr: np.ndarray,
+    sr: Mapping[str, np.ndarray],
+    scores: Mapping[str, Mapping[str, float]],
+  ) -> None:
+    """Adds one image of a set, upscaled by every model.
+
+    Args:
+      set_name: of the test set.
+      name: of the image, unique within the set.
+      lr: uint8 [h, w, 3] or [h, w].
+      hr: uint8 [h*s, w*s, 3] or [h*s, w*s].
+      sr: {label: image of the shape of `hr`}; the first that is not 'bicubic' is the model whose
+        worst and best windows are shown.
+      scores: {label: {metric: value}}; labels may be missing. The first metric of the first model
+        ranks the images of the set.
+
+    Raises:
+      UserError: sizes that do not belong together, or no SR image.
+    """
+    scale = _check(name, lr, hr, sr)
+    labels = sorted(sr, key=lambda label: label != BASELINE)  # LR, bicubic, the models, HR
+    model = next((label for label in labels if label != BASELINE), labels[0])
+    side = max(self._window // scale, 1) * scale
+    worst, best = extreme_windows(sr[model], hr, side, scale)
+    stack = {"lr": lr, **{f"sr:{label}": sr[label] for label in labels}, "hr": hr}
+    strips = [_strip("worst", worst, stack, scale)]
+    if best != worst:
+      strips.append(_strip("best", best, stack, scale))
+    image = _Image(
+      set_name,
+      name,
+      hr.shape[:2],
+      lr.shape[:2],
+      model,
+      {label: dict(scores[label]) for label in labels if label in scores},
+      strips,
+      _thumbnail(hr),
+    )
+    image.pixels = sum(math.prod(layer.shape[:2]) for layer in stack.values())
+    image.is_whole = max(hr.shape[:2]) <= _WEBP_MAX_SIDE
+    self._images.append(image)
+    self._keep_to_budget()
+    if image.is_whole:
+      image.whole = {
+        key: _encode(layer, _LOSSLESS if key == "lr" else _LOSSY) for key, layer in stack.items()
+      }
+
+  def write(
+    self,
+    path: str | os.PathLike,
+    *,
+    title: str,
+    table: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    columns: Sequence[str] | None = None,
+    protocol: Mapping[str, str] | None = None,
+    facts: Mapping[str, Mapping[str, str]] | None = None,
+    curves: Mapping[str, Mapping[str, Points]] | None = None,
+  ) -> None:
+    """Writes the page, whole or not at all.
+
+    Args:
+      path: of the HTML file; its folder exists.
+      title: heading of the page.
+      table: {label: {set: {metric: mean}}}; what is no number is left out.
+      columns: metrics of the tables, in order; all of `table` without it. Infinite values are
+        shown as such.
+      protocol: {what: how}, as `results.json` says it.
+      facts: {label: {what: value}} of the models: file, digest, architecture, steps.
+      curves: {run: {series: [(step, value), ...]}}, as metrics.jsonl has them; long ones are
+        thinned.
+    """
+    columns = list(columns) if columns is not None else _metrics_of(table)
+    charts = _charts(curves or {})
+    sets = list(dict.fromkeys(image.set_name for image in self._images))
+    parts = [_scores_section(table, columns, facts or {})]
+    if charts["charts"]:
+      parts.append(_CURVES_SECTION)
+    for i, set_name in enumerate(sets):
+      images = [image for image in self._images if image.set_name == set_name]
+      parts.append(_set_section(i, set_name, images, columns))
+    parts.append(self._about_section(protocol or {}))
+    links = [("scores", "Scores")] + ([("curves", "Curves")] if charts["charts"] else [])
+    links += [(f"set-{i}", set_name) for i, set_name in enumerate(sets)] + [("about", "Protocol")]
+    frame = _FRAME.read_text(encoding="utf-8")
+    script = re.search(r"<script>(.*?)</script>", frame, re.S)[1]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    models = _count(len(table), "model")
+    fill = {
+      "policy": f"'sha256-{digest}'",  # no other script runs, whatever a file's name contains
+      "title": _escape(title),
+      "subtitle": f"{models}, {_count(len(sets), 'set')}, {_count(len(self._images), 'image')}",
+      "links": "".join(f'<a href="#{to}">{_escape(text)}</a>' for to, text in links),
+      "sections": "\n".join(parts),
+      "curves": _json(charts),
+    }
+    # One pass: a title that holds '{{curves}}' stays a title.
+    page = re.sub(r"\{\{(\w+)\}\}", lambda match: fill[match[1]], frame)
+    path = pathlib.Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    # Names of files may hold bytes that are no text; they must not cost the report.
+    temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
+    os.replace(temporary, path)
+
+  def _keep_to_budget(self) -> None:
+    whole = [image for image in self._images if image.is_whole]
+    pixels = sum(image.pixels for image in whole)
+    while len(whole) > self._max_images or pixels > self._max_pixels:
+      of_set: dict[str, list[_Image]] = {}
+      for image in whole:
+        of_set.setdefault(image.set_name, []).append(image)
+      group = max(reversed(of_set.values()), key=len)
+      kept = _worst_and_best(group)
+      last = next((image for image in reversed(group) if image not in kept), group[-1])
+      last.is_whole, last.whole = False, {}
+      whole = [image for image in whole if image is not last]
+      pixels -= last.pixels
+
+  def _about_section(self, protocol: Mapping[str, str]) -> str:
+    count, whole = len(self._images), sum(image.is_whole for image in self._images)
+    notes = {
+      "windows": f"{self._window} HR pixels wide (less in a small image), where the first model's "
+      "squared error against HR is largest, and where it is least among the half of the windows "
+      "with the most detail; a flat sky would win otherwise. PSNR under a window is of its pixels "
+      "alone, over all channels.",
+      "encoding": "windows and LR are lossless; whole images are lossy WebP of quality "
+      f"{_LOSSY['quality']}, to be looked at and not to be measured. All scores are of the saved "
+      "images.",
+      "whole images": f"all {count} are in this page"
+      if whole == count
+      else f"{whole} of {count} are in this page, to keep it small; of the others, the windows.",
+    }
+    rows = "".join(
+      f"<div><dt>{_escape(key)}</dt><dd>{_escape(value)}</dd></div>"
+      for key, value in [*protocol.items(), *(notes.items() if count else [])]
+    )
+    return f'<section id="about"><h2>Protocol</h2><dl class="rows">{rows}</dl></section>'
+
+
+def extreme_windows(
+  sr: np.ndarray, hr: np.ndarray, side: int, step: int = 1
+) -> tuple[Window, Window]:
+  """Finds where an image errs most, and where it errs least although there is something to see.
+
+  Args:
+    sr: uint8 [H, W, 3] or [H, W].
+    hr: the same shape.
+    side: of the windows, or that of a smaller image.
+    step: windows start at its multiples.
+
+  Returns:
+    The window of the largest sum of squared errors, and that of the smallest among the windows
+    whose variance in HR (of the sum over channels) is not below the median. Of equals, the first.
+  """
+  sr, hr = (np.atleast_3d(image).astype(np.int64) for image in (sr, hr))
+  height, width = min(side, hr.shape[0]), min(side, hr.shape[1])
+  sums = [
+    _window_sums(values, height, width, step)
+    for values in (np.square(sr - hr).sum(axis=2), hr.sum(axis=2), np.square(hr.sum(axis=2)))
+  ]
+  error, total, squares = sums
+  detail = height * width * squares - np.square(total)  # the variance times n^2: exact
+  worst = int(np.argmax(error))
+  best = int(np.argmin(np.where(detail >= np.median(detail), error, np.iinfo(np.int64).max)))
+  corners = [(step * int(i) for i in np.unravel_index(flat, error.shape)) for flat in (worst, best)]
+  worst_window, best_window = ((slice(y, y + height), slice(x, x + width)) for y, x in corners)
+  return worst_window, best_window
+
+
+def thin(points: Points, max_points: int = _MAX_POINTS) -> list[tuple[float, float]]:
+  """Thins a series and keeps what a reader looks for: its ends, its peaks, and its failures.
+
+  Args:
+    points: (step, value), in order.
+    max_points: 5 or more.
+
+  Returns:
+    The first and the last point and, of each of equal parts between them, the points of the
+    smallest, the largest and the first non-finite value.
+  """
+  points = [(step, float(value)) for step, value in points]
+  if len(points) <= max_points:
+    return points
+  kept = {0, len(points) - 1}
+  for start, stop in _parts(1, len(points) - 1, (max_points - 2) // 3):
+    finite = [i for i in range(start, stop) if math.isfinite(points[i][1])]
+    failed = [i for i in range(start, stop) if not math.isfinite(points[i][1])]
+    if finite:
+      kept |= {min(finite, key=lambda i: points[i][1]), max(finite, key=lambda i: points[i][1])}
+    kept.update(failed[:1])
+  return [points[i] for i in sorted(kept)]
+
+
+def _parts(start: int, stop: int, count: int) -> list[tuple[int, int]]:
+  """Cuts a range into equal parts."""
+  bounds = np.linspace(start, stop, count + 1).astype(int).tolist()
+  return list(zip(bounds[:-1], bounds[1:], strict=True))
+
+
+def _means(points: Points) -> list[tuple[float, float]]:
+  """What a noisy series does on average: the mean of each part, where anything there is finite."""
+  if len(points) < 2 * _MEAN_PARTS:
+    return []
+  means = []
+  for start, stop in _parts(0, len(points), _MEAN_PARTS):
+    part = [(step, value) for step, value in points[start:stop] if math.isfinite(value)]
+    if part:
+      means.append(tuple(np.mean(part, axis=0).tolist()))
+  return means
+
+
+@dataclasses.dataclass
+class _Strip:
+  """One window of an image: the same place of LR, each SR image and HR."""
+
+  kind: str  # worst, best
+  box: tuple[int, int, int, int]  # x, y, width, height in HR pixels
+  crops: dict[str, bytes]  # WebP files by 'lr', 'sr:LABEL', 'hr'
+  psnr: dict[str, float]  # of the window, by the same keys
+
+
+@dataclasses.dataclass(eq=False)  # two files may hold the same image
+class _Image:
+  """What the page needs of one image."""
+
+  set_name: str
+  name: str
+  hr_size: tuple[int, int]  # height, width
+  lr_size: tuple[int, int]
+  model: str  # whose windows are shown
+  scores: dict[str, dict[str, float]]
+  strips: list[_Strip]
+  thumbnail: bytes
+  pixels: int = 0  # of all its layers
+  is_whole: bool = False
+  whole: dict[str, bytes] = dataclasses.field(default_factory=dict)
+
+  def rank(self) -> float | None:
+    """The first score of the first model, turned so that more is better."""
+    for metric, value in self.scores.get(self.model, {}).items():
+      if direction(metric) and _is_number(value) and not math.isnan(value):
+        return direction(metric) * value
+    return None
+
+
+def _check(name: str, lr: np.ndarray, hr: np.ndarray, sr: Mapping[str, np.ndarray]) -> int:
+  """Returns the scale of images that belong together."""
+  if not sr:
+    raise UserError(f"{name}: there is no SR image to show; pass at least one model's")
+  for label, image in {"LR": lr, "HR": hr, **sr}.items():
+    if image.dtype != np.uint8:
+      raise UserError(f"{name}: {label} is {image.dtype}; images must be uint8, as saved")
+  for label, image in sr.items():
+    if image.shape != hr.shape:
+      raise UserError(f"{name}: {label} has the shape {image.shape}, HR has {hr.shape}")
+  scale = hr.shape[0] // lr.shape[0]
+  if hr.shape[:2] != (lr.shape[0] * scale, lr.shape[1] * scale):
+    raise UserError(
+      f"{name}: HR of {hr.shape[:2]} is no multiple of LR of {lr.shape[:2]}; crop HR first"
+    )
+  return scale
+
+
+def _window_sums(values: np.ndarray, height: int, width: int, step: int) -> np.ndarray:
+  """Sums of all windows, from an integral image: integers, so nothing is rounded."""
+  integral = np.pad(values, ((1, 0), (1, 0))).cumsum(axis=0).cumsum(axis=1)
+  sums = integral[height:, width:] - integral[:-height, width:]
+  sums += integral[:-height, :-width] - integral[height:, :-width]
+  return sums[::step, ::step]
+
+
+def _strip(kind: str, window: Window, stack: Mapping[str, np.ndarray], scale: int) -> _Strip:
+  rows, columns = window
+  small = tuple(slice(s.start // scale, s.stop // scale) for s in window)
+  crops = {key: layer[small if key == "lr" else window] for key, layer in stack.items()}
+  psnr = {key: _psnr(crop, crops["hr"]) for key, crop in crops.items() if key.startswith("sr:")}
+  box = (columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start)
+  return _Strip(kind, box, {key: _encode(crop, _LOSSLESS) for key, crop in crops.items()}, psnr)
+
+
+def _psnr(a: np.ndarray, b: np.ndarray) -> float:
+  error = np.square(a.astype(np.float64) - b).mean()
+  return 10 * math.log10(255**2 / error) if error else math.inf
+
+
+def _encode(image: np.ndarray, options: Mapping[str, Any]) -> bytes:
+  buffer = io.BytesIO()
+  Image.fromarray(image).convert("RGB").save(buffer, "WEBP", **options)
+  return buffer.getvalue()
+
+
+def _thumbnail(image: np.ndarray) -> bytes:
+  small = Image.fromarray(image).convert("RGB")
+  small.thumbnail((_THUMBNAIL, _THUMBNAIL))
+  return _encode(np.asarray(small), {"quality": 70})
+
+
+def _worst_and_best(images: Iterable[_Image]) -> tuple[_Image | None, _Image | None]:
+  ranked = [image for image in images if image.rank() is not None]
+  if len(ranked) < 2:
+    return None, None
+  return min(ranked, key=_Image.rank), max(ranked, key=_Image.rank)
+
+
+def _is_number(value: Any) -> bool:
+  return isinstance(value, int | float | np.number) and not isinstance(value, bool)
+
+
+def _metrics_of(table: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[str]:
+  scores = [scores for sets in table.values() for scores in sets.values()]
+  return list(dict.fromkeys(key for each in scores for key in each if _is_number(each[key])))
+
+
+# What the page is made of. All text from outside goes through _escape or _json.
+
+
+def _escape(text: Any) -> str:
+  return html.escape(str(text), quote=True)
+
+
+def _json(value: Any) -> str:
+  """JSON that cannot end its script element; a bare NaN is an error, not a page that is empty."""
+  return json.dumps(value, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _count(number: int, noun: str) -> str:
+  return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def _uri(data: bytes) -> str:
+  return "data:image/webp;base64," + base64.b64encode(data).decode()
+
+
+def _metric_name(metric: str) -> str:
+  return metric.replace("_", " ").upper()
+
+
+def _number(metric: str, value: Any) -> str:
+  if not _is_number(value):
+    return "–"
+  if not math.isfinite(value):
+    return "NaN" if math.isnan(value) else "∞" if value > 0 else "−∞"
+  return f"{value:.{2 if metric.startswith('psnr') else 4}f}"
+
+
+def _best_text(metric: str, values: Iterable[Any]) -> str | None:
+  """The best value as it is shown: what a reader cannot tell apart is equally good."""
+  sign = direction(metric)
+  values = [float(v) for v in values if _is_number(v) and not math.isnan(v)]
+  if not sign or len(values) < 2:
+    return None
+  return _number(metric, max(values, key=lambda value: sign * value))
+
+
+def _metric_head(metric: str) -> str:
+  arrow, hint = {1: ("↑", "higher is better"), -1: ("↓", "lower is better"), 0: ("", "")}[
+    direction(metric)
+  ]
+  return f'{_escape(_metric_name(metric))} <span class="arrow" title="{hint}">{arrow}</span>'
+
+
+def _cell(metric: str, value: Any, best: str | None) -> str:
+  text = _number(metric, value)
+  mark = ' class="best"' if text == best else ""
+  sort = f' data-value="{float(value)!r}"' if _is_number(value) else ""
+  return f"<td{mark}{sort}>{text}</td>"
+
+
+def _rows_of_models(scores: Mapping[str, Mapping[str, Any]], columns: Sequence[str]) -> str:
+  """Rows of {label: {metric: value}}, the best of each column marked."""
+  best = {
+    metric: _best_text(metric, (values.get(metric) for values in scores.values()))
+    for metric in columns
+  }
+  return "".join(
+    f'<tr><th scope="row">{_escape(label)}</th>'
+    + "".join(_cell(metric, values.get(metric), best[metric]) for metric in columns)
+    + "</tr>"
+    for label, values in scores.items()
+  )
+
+
+def _image_table(scores: Mapping[str, Mapping[str, Any]], columns: Sequence[str]) -> str:
+  """The scores of one image, a row a metric: beside the image there is height, not width."""
+  rows = []
+  for metric in columns:
+    values = [of_model.get(metric) for of_model in scores.values()]
+    if any(_is_number(value) for value in values):
+      best = _best_text(metric, values)
+      cells = "".join(_cell(metric, value, best) for value in values)
+      rows.append(f'<tr><th scope="row">{_metric_head(metric)}</th>{cells}</tr>')
+  labels = "".join(f'<th scope="col">{_escape(label)}</th>' for label in scores)
+  if not rows:
+    return ""
+  return (
+    f'<div class="scroll"><table><thead><tr><td></td>{labels}</tr></thead>'
+    f"<tbody>{''.join(rows)}</tbody></table></div>"
+  )
+
+
+def _scores_section(
+  table: Mapping[str, Mapping[str, Mapping[str, Any]]],
+  columns: Sequence[str],
+  facts: Mapping[str, Mapping[str, str]],
+) -> str:
+  bodies = []
+  for set_name in dict.fromkeys(set_name for sets in table.values() for set_name in sets):
+    scores = {label: sets[set_name] for label, sets in table.items() if set_name in sets}
+    bodies.append(
+      f'<tbody><tr class="set"><th scope="rowgroup" colspan="{len(columns) + 1}">'
+      f"{_escape(set_name)}</th></tr>{_rows_of_models(scores, columns)}</tbody>"
+    )
+  head = "".join(
+    f'<th scope="col"><button type="button" class="sort" data-sign="{direction(metric) or 1}">'
+    f"{_metric_head(metric)}</button></th>"
+    for metric in columns
+  )
+  cards = "".join(
+    f"<article><h3>{_escape(label)}</h3><dl>"
+    + "".join(f"<dt>{_escape(key)}</dt><dd>{_escape(value)}</dd>" for key, value in pairs.items())
+    + "</dl></article>"
+    for label, pairs in facts.items()
+  )
+  models = f'<details class="fold"><summary>The models</summary><div class="cards">{cards}</div>'
+  return (
+    '<section id="scores"><h2>Scores</h2>'
+    '<p class="note">Means over each set. The best of a set is <b class="best">marked</b>; '
+    "a heading sorts.</p>"
+    '<div class="scroll" tabindex="0" role="region" aria-label="Scores"><table class="scores">'
+    f'<thead><tr><th scope="col">model</th>{head}</tr></thead>{"".join(bodies)}</table></div>'
+    f"{models + '</details>' if cards else ''}</section>"
+  )
+
+
+_CURVES_SECTION = (
+  '<section id="curves"><h2>Curves</h2>'
+  '<p class="note">Of a long series, means in bold over all that the run logged; a red cross is a '
+  "value that was not finite. Hover, or move with the arrow keys, to read values.</p>"
+  '<ul class="legend"></ul><div class="charts"></div>'
+  '<details class="fold more"><summary>More curves</summary><div class="charts"></div></details>'
+  "</section>"
+)
+
+
+def _charts(curves: Mapping[str, Mapping[str, Points]]) -> dict[str, Any]:
+  """Returns what the page draws.
+
+  {'runs': labels, 'charts': [{'name', 'main', 'log', 'lines': [[run, steps, values, mean steps,
+  mean values], ...]}, ...]}; a value that is not finite is None.
+  """
+  names = dict.fromkeys(name for series in curves.values() for name in series)
+  charts = []
+  for name in sorted(names, key=lambda name: [not name.startswith(p) for p in _MAIN_CURVES]):
+    lines, shown = [], []
+    for run, series in enumerate(curves.values()):
+      points = [(step, float(value)) for step, value in series.get(name, [])]
+      if points:
+        values = [value if math.isfinite(value) else None for _, value in thin(points)]
+        shown += [value for value in values if value is not None]
+        means = _means(points)
+        steps = [[step for step, _ in some] for some in (thin(points), means)]
+        lines.append([run, steps[0], values, steps[1], [value for _, value in means]])
+    # Over two decades, a linear axis shows all but the first steps as one flat line.
+    log = bool(shown) and min(shown) > 0 and max(shown) >= 100 * min(shown)
+    if lines:
+      main = name.startswith(_MAIN_CURVES)
+      charts.append({"name": name, "main": main, "log": log, "lines": lines})
+  return {"runs": list(curves), "charts": charts}
+
+
+def _layer_name(key: str) -> str:
+  return key.removeprefix("sr:") if key.startswith("sr:") else key.upper()
+
+
+def _set_section(
+  index: int, set_name: str, images: Sequence[_Image], columns: Sequence[str]
+) -> str:
+  worst, best = _worst_and_best(images)
+  opened = worst or images[0]
+  shown = []
+  for image in images:
+    flag = "worst" if image is worst else "best" if image is best else ""
+    shown.append(_image_details(image, columns, flag, image is opened))
+  whole = sum(image.is_whole for image in images)
+  note = "" if whole == len(images) else f"; {whole} of them whole, of the others two windows"
+  order = (
+    '<label class="order">Order <select><option value="">of the set</option>'
+    '<option value="1">worst first</option><option value="-1">best first</option></select></label>'
+  )
+  return (
+    f'<section class="set" id="set-{index}"><div class="set-head"><h2>{_escape(set_name)}</h2>'
+    f'<p class="note">{_count(len(images), "image")}{note}.</p>{order if worst else ""}</div>'
+    f"{''.join(shown)}</section>"
+  )
+
+
+def _image_details(image: _Image, columns: Sequence[str], flag: str, opened: bool) -> str:
+  height, width = image.hr_size
+  rank = image.rank()
+  metric = next((m for m in image.scores.get(image.model, {}) if direction(m)), None)
+  chip = f'<span class="chip {flag}">{flag} of the set</span>' if flag else ""
+  summary = ""
+  if metric:
+    text = _number(metric, image.scores[image.model][metric])
+    summary = f'<span class="rank">{_escape(_metric_name(metric))} {text}</span>'
+  whole = "".join(
+    f'<img data-key="{_escape(key)}" alt="" src="{_uri(data)}">'
+    for key, data in image.whole.items()
+  )
+  small = f"{image.lr_size[1]}×{image.lr_size[0]}"
+  return (
+    f'<details class="image" data-rank="{"" if rank is None else repr(float(rank))}"'
+    f' data-size="{width} {height}"{" open" if opened else ""}>'
+    f'<summary><span class="thumb"><img alt="" src="{_uri(image.thumbnail)}"></span>'
+    f'<span class="name">{_escape(image.name)}</span>{chip}'
+    f'<span class="size">{small} → {width}×{height}</span>{summary}</summary>'
+    # A template is inert: whole images are not decoded before someone looks at them.
+    f'<template class="whole">{whole}</template>'
+    '<div class="look"><div class="comparator"></div>'
+    f'<div class="side">{_image_table(image.scores, columns)}</div></div>'
+    f'<div class="strips">{"".join(_strip_html(image, strip) for strip in image.strips)}</div>'
+    "</details>"
+  )
+
+
+def _strip_html(image: _Image, strip: _Strip) -> str:
+  x, y, width, height = strip.box
+  kind = strip.kind if len(image.strips) > 1 else "only"
+  figures = []
+  for key, data in strip.crops.items():
+    name = _escape(_layer_name(key))
+    psnr = f"<span>{_number('psnr', strip.psnr[key])} dB</span>" if key in strip.psnr else ""
+    figures.append(
+      f'<figure><img data-key="{_escape(key)}" data-name="{name}" width="{width * 3}"'
+      f' height="{height * 3}" alt="{name}, {kind} window" src="{_uri(data)}">'
+      f"<figcaption><b>{name}</b>{psnr}</figcaption></figure>"
+    )
+  return (
+    f'<div class="strip" data-view="{strip.kind}" data-box="{x} {y} {width} {height}">'
+    f'<h3><span class="key {strip.kind}"></span>{kind.capitalize()} window of '
+    f"{_escape(image.model)} <small>x {x}–{x + width}, y {y}–{y + height}</small></h3>"
+    f'<div class="crops">{"".join(figures)}</div></div>'
+  )

@@ -1,0 +1,239 @@
+"""Scores SR images as the papers do; `metrics/table.py` has the protocol."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from absl import logging
+import jax
+import numpy as np
+
+from sr_jax import UserError
+from sr_jax import metrics
+from sr_jax.evaluation.test_sets import TestImage
+from sr_jax.metrics.table import METRICS, SCORES
+from sr_jax.upscaling import upscaler
+
+Scores = dict[str, float]
+
+
+class Extra(NamedTuple):
+  """Weights of the scores beside PSNR and SSIM.
+
+  Attributes:
+    lpips: {'alex' or 'vgg': of `metrics.load_lpips`}.
+    niqe: of `metrics.load_niqe`, or None.
+    functions: of scores that have one of their own in `table.SCORES`.
+  """
+
+  lpips: Mapping[str, Any] = {}
+  niqe: Any = None
+  functions: Mapping[str, Callable[[np.ndarray, np.ndarray, int], float]] = {}
+
+
+NO_EXTRA = Extra()
+
+
+def score(sr: np.ndarray, hr: np.ndarray, scale: int, extra: Extra = NO_EXTRA) -> Scores:
+  """Scores one saved image.
+
+  Args:
+    sr: uint8 [H, W, 3], or [H, W] for a grey file.
+    hr: the same shape.
+    scale: pixels cut from each side.
+    extra: further scores.
+
+  Returns:
+    psnr_y, ssim_y in dB and [-1, 1]; psnr_rgb, ssim_rgb where there is colour; lpips_alex,
+    lpips_vgg, niqe where `extra` has them.
+
+  Raises:
+    UserError: shapes that differ, or are too small.
+  """
+  return _score_batch([sr], [hr], scale, extra)[0]
+
+
+def evaluate_set(
+  upscalers: Mapping[str, upscaler.Upscaler],
+  test_images: Iterable[TestImage],
+  scale: int,
+  *,
+  extra: Extra = NO_EXTRA,
+  keep: Callable[[TestImage, dict[str, np.ndarray], dict[str, Scores]], None] | None = None,
+) -> dict[str, dict[str, Any]]:
+  """Scores models on a set, each image decoded once.
+
+  Args:
+    upscalers: {label: of `make_upscaler` or `bicubic_upscaler`}.
+    test_images: the set.
+    scale: the upsampling factor.
+    extra: scores beside PSNR and SSIM.
+    keep: called with each image, its SR images and its scores by label. Images of like sizes come
+      together, so not in the set's order.
+
+  Returns:
+    {label: {'psnr_y': mean, ..., 'images': {name: scores}}}. A mean is over the images that have
+    the score: RGB's over the colour images.
+  """
+  per_image: dict[str, dict[str, Scores]] = {label: {} for label in upscalers}
+  names = []
+
+  def named() -> Iterator[TestImage]:
+    for image in test_images:
+      names.append(image.name)
+      yield image
+
+  for batch in batches(named(), scale):
+    srs = {label: [upscale(image.lr) for image in batch] for label, upscale in upscalers.items()}
+    for label in upscalers:
+      try:
+        scores = _score_batch(srs[label], [image.hr for image in batch], scale, extra)
+      except UserError as error:
+        raise UserError(f"{', '.join(image.name for image in batch)}: {error}") from error
+      per_image[label] |= {image.name: s for image, s in zip(batch, scores, strict=True)}
+    for i, image in enumerate(batch):
+      if keep:
+        sr_of = {label: srs[label][i] for label in upscalers}
+        keep(image, sr_of, {label: per_image[label][image.name] for label in upscalers})
+  if not names:
+    raise UserError("there is no image to evaluate")
+  return {
+    label: with_means({name: scores[name] for name in names}) for label, scores in per_image.items()
+  }
+
+
+def perceptual_indices(
+  results: Mapping[str, dict[str, Any]], ma: Mapping[str, Mapping[str, float]]
+) -> None:
+  """Adds the perceptual index of PIRM 2018 to one model's sets, from Ma scores that were given.
+
+  Args:
+    results: {set: of `evaluate_set`}, changed: `ma` of each image; `ma`, `pi`, `rmse` of each set.
+    ma: {set: {image: Ma et al.'s score, 0 to 10}}, all images of each set that it names.
+
+  Raises:
+    UserError: a set, an image or a NIQE is missing.
+  """
+  for set_name, given in ma.items():
+    if set_name not in results:
+      raise UserError(f"--ma names the set {set_name!r}; there are {', '.join(results)}")
+    per_image = results[set_name]["images"]
+    for name, scores in per_image.items():
+      if name not in given or "niqe" not in scores:
+        lacks = "a score in --ma" if name not in given else "a NIQE; give --niqe_params"
+        raise UserError(f"PI of {set_name} needs every image; {name} lacks {lacks}")
+      scores["ma"] = float(given[name])
+    mse = [255**2 / 10 ** (scores["psnr_y"] / 10) for scores in per_image.values()]
+    means = results[set_name]
+    means["ma"] = float(np.mean([scores["ma"] for scores in per_image.values()]))
+    means["pi"] = metrics.perceptual_index(means["ma"], means["niqe"])
+    means["rmse"] = math.sqrt(np.mean(mse))
+    results[set_name] = {**{k: v for k, v in means.items() if k != "images"}, "images": per_image}
+
+
+def batches(test_images: Iterable[TestImage], scale: int) -> Iterator[list[TestImage]]:
+  """Gathers images that are padded to the same size, as many as are scored by one call."""
+  count = _batch_size()
+  waiting: dict[tuple[int, ...], list[TestImage]] = {}
+  for image in test_images:
+    smallest, (height, width) = 11 + 2 * scale, image.hr.shape[:2]
+    if min(height, width) < smallest:
+      raise UserError(
+        f"{image.name}: border={scale} of a {width}x{height} image must leave 11x11 pixels, SSIM's "
+        f"window; sides must be {smallest} or more"
+      )
+    size = upscaler.bucket(height), upscaler.bucket(width)
+    waiting.setdefault(size, []).append(image)
+    if len(waiting[size]) == count:
+      yield waiting.pop(size)
+  yield from waiting.values()
+
+
+def _batch_size() -> int:
+  """Images that are scored by one call; a CPU gains nothing from several."""
+  return 1 if jax.default_backend() == "cpu" else 8
+
+
+def _score_batch(
+  srs: Sequence[np.ndarray], hrs: Sequence[np.ndarray], scale: int, extra: Extra
+) -> list[Scores]:
+  """Scores images that are padded to one size together."""
+  for sr, hr in zip(srs, hrs, strict=True):
+    if sr.shape != hr.shape:
+      raise UserError(
+        f"SR and HR images must be of one shape, are {list(sr.shape)} and {list(hr.shape)}; is the "
+        "LR image of another scale?"
+      )
+  count = len(srs)
+  # The last batch of a size is filled up with its first image: another number is another program.
+  srs, hrs = (list(part) + [part[0]] * (-count % _batch_size()) for part in (srs, hrs))
+  sizes = np.array([hr.shape[:2] for hr in hrs], np.int32)
+  grey = np.array([hr.ndim == 2 for hr in hrs])
+  shape = [upscaler.bucket(n) for n in sizes.max(axis=0)]
+  batch = metrics.score_batch(
+    _stack(srs, shape), _stack(hrs, shape), sizes, grey, scale,
+    lpips_params=extra.lpips, niqe_params=extra.niqe,
+  )  # fmt: skip
+  scores = []
+  for i in range(count):
+    # NaN: an image too small or too flat for the score.
+    left_out = {key for key, values in batch.items() if math.isnan(values[i])}
+    if grey[i]:
+      left_out |= {"psnr_rgb", "ssim_rgb"}
+    there = [key for key in SCORES if key in batch and key not in left_out]
+    own = {key: function(srs[i], hrs[i], scale) for key, function in extra.functions.items()}
+    scores.append({**{key: float(batch[key][i]) for key in there}, **own})
+  return scores
+
+
+def _stack(arrays: Sequence[np.ndarray], shape: Sequence[int]) -> np.ndarray:
+  """Pads uint8 images [h, w, 3] or [h, w] to one shape: [N, H, W, 3]."""
+  stacked = np.zeros((len(arrays), *shape, 3), np.uint8)
+  for target, image in zip(stacked, arrays, strict=True):
+    target[: image.shape[0], : image.shape[1]] = image if image.ndim == 3 else image[:, :, None]
+  return stacked
+
+
+def with_means(per_image: Mapping[str, Scores]) -> dict[str, Any]:
+  """Adds a set's means to its images' scores; a mean is over the images that have the score."""
+  keys = dict.fromkeys(key for scores in per_image.values() for key in scores)
+  means = {
+    key: float(np.mean([scores[key] for scores in per_image.values() if key in scores]))
+    for key in keys
+  }
+  return {**means, "images": dict(per_image)}
+
+
+def smallest_side(scale: int) -> int:
+  """The smallest side, in HR pixels, that can be scored: SSIM's window within the cut border."""
+  return -(-(11 + 2 * scale) // scale) * scale
+
+
+def load_extra(wanted: Sequence[str], niqe_params: str = "") -> Extra:
+  """Loads what the scores beside PSNR and SSIM need.
+
+  Args:
+    wanted: of METRICS; () for all that can be computed here, with a warning for what cannot.
+    niqe_params: BasicSR's niqe_pris_params.npz, or '' for no NIQE.
+  """
+  for name in wanted:
+    if name not in METRICS:
+      raise UserError(f"--metrics: {name!r} must be one of {', '.join(METRICS)}")
+  if "niqe" in wanted and not niqe_params:
+    raise UserError("--metrics=niqe needs --niqe_params=FILE, BasicSR's niqe_pris_params.npz")
+  lpips = {}
+  for net in ("alex", "vgg"):
+    if wanted and f"lpips_{net}" not in wanted:
+      continue
+    try:
+      lpips[net] = metrics.load_lpips(net)
+    except (OSError, UserError) as error:
+      if wanted:
+        raise
+      logging.warning("no LPIPS (%s)", error)
+  functions = {
+    key: score.function
+    for key, score in SCORES.items()
+    if score.function and (not wanted or score.metric in wanted)
+  }
+  return Extra(lpips, metrics.load_niqe(niqe_params) if niqe_params else None, functions)

@@ -1,0 +1,92 @@
+"""How files of strangers are read: with limits, and with one error for all that is refused."""
+
+import contextlib
+import io
+import pathlib
+import zipfile
+from collections.abc import Iterator
+
+from sr_jax import UserError
+
+# Opcodes of a pickle and values of a tree. RRDBNet with its EMA and optimizer takes 113,000; an
+# opcode of one byte makes an object of a hundred.
+MAX_OBJECTS = 1_000_000
+
+SLACK = 2**20  # bytes, for small files
+
+
+class UnsafeFileError(UserError):
+  """A file that is refused: it asks for more than weights, or does not hold what it says."""
+
+  def __init__(self, path: str | pathlib.Path, refused: str):
+    # What is refused quotes the file: one line of it, and no terminal escapes.
+    refused = "".join(c if c.isprintable() else "?" for c in refused[:400])
+    super().__init__(
+      f"{path}: refused, {refused}. If it may be damaged, fetch it again; if you trust where it "
+      "comes from, load it with the program that wrote it and save it again as .safetensors."
+    )
+
+
+@contextlib.contextmanager
+def refusals(path: str | pathlib.Path) -> Iterator[None]:
+  """Makes whatever a malformed file raises an UnsafeFileError; an absent file stays what it is."""
+  try:
+    yield
+  except (UnsafeFileError, FileNotFoundError):
+    raise
+  # Deliberately everything, MemoryError and RecursionError too: a format's reader may raise
+  # nearly anything for a file that was made to break it.
+  except Exception as error:
+    raise UnsafeFileError(path, f"it cannot be read ({type(error).__name__}: {error})") from error
+
+
+def read_bytes(path: str | pathlib.Path, most: int = -1) -> bytes:
+  """The file, or its first bytes: what is read from memory cannot claim what is not there."""
+  path = pathlib.Path(path)
+  if not path.exists():
+    raise FileNotFoundError(f"there is no file {str(path)!r}")
+  if not path.is_file():  # reading a device or a pipe may never end
+    raise UnsafeFileError(path, "it is not a file")
+  with open(path, "rb") as file:
+    return file.read(most)
+
+
+def read_zip(
+  data: bytes, path: str | pathlib.Path, methods: tuple[int, ...], limit: int
+) -> dict[str, bytes]:
+  """Reads all entries of a zip archive, checksums verified.
+
+  Args:
+    data: of the archive.
+    path: of it, for the error.
+    methods: the compression methods allowed. Of zipfile's, ZIP_STORED and ZIP_DEFLATED alone stop
+      where an entry is to end.
+    limit: bytes that the entries may have together.
+
+  Returns:
+    {name: contents}, in the archive's order.
+  """
+  # An entry of the directory costs 20 times its size once zipfile has parsed it, and the number
+  # that the archive gives of them is not to be trusted.
+  if data.count(b"PK\x01\x02") > MAX_OBJECTS // 10:
+    raise UnsafeFileError(path, f"its archive has more than {MAX_OBJECTS // 10} entries")
+  with zipfile.ZipFile(io.BytesIO(data)) as archive:
+    entries = archive.infolist()
+    for entry in entries:
+      if entry.compress_type not in methods:
+        raise UnsafeFileError(path, f"its entry {entry.filename} is compressed")
+    if len({entry.filename for entry in entries}) < len(entries):
+      raise UnsafeFileError(path, "two entries of its archive have the same name")
+    total = sum(entry.file_size for entry in entries)
+    if total > limit:
+      raise UnsafeFileError(
+        path, f"its entries claim {total} bytes, in a file of {len(data)} bytes at most {limit}"
+      )
+    contents = {}
+    for entry in entries:
+      with archive.open(entry) as file:
+        # Never without a length: zipfile then inflates up to 2 GiB before it looks at file_size.
+        contents[entry.filename] = file.read(entry.file_size)
+      if len(contents[entry.filename]) != entry.file_size:
+        raise UnsafeFileError(path, f"its entry {entry.filename} is cut short")
+    return contents

@@ -1,0 +1,196 @@
+"""How a network is computed on given devices: decided here, once, outside of tracing.
+
+Networks, losses and the step know nothing of the machine. Whoever builds a program calls `choose`
+and puts the result into the `kernels` field of its networks. Without it they are plain XLA, with
+which JAX can do everything: export it, differentiate it twice, and in forward mode.
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import functools
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import types
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sr_jax.kernels import direct, leaky_relu, onednn, winograd
+
+# What computes the convolutions of a dense block, by its name in a recipe; None for one convolution
+# after the other, as in the paper.
+ALGORITHMS = {"concat": None, "by_source": direct, "winograd": winograd}
+# LR pixels whose activations stay in the caches of one CPU (docs/cpu.md).
+CACHED_PIXELS = 4096
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernels:
+  """How to compute a network: the same numbers, but for rounding.
+
+  Attributes:
+    conv: (x, kernel, bias or None, stride, padding, dtype) -> y, as `onednn.conv`; None for XLA's.
+    dense_block: the module by which `dense_block` computes; None for the form in the paper. With
+      `direct` and a `conv`, `conv` computes the convolutions by source.
+    leaky_relu: of `leaky_relu.py`.
+    unroll: whether training should unroll the loop over blocks.
+    slow_loops: whether gradients of convolutions take longer in a loop.
+    pixels: LR pixels to work on at a time, where nothing looks at the batch as a whole; 0 for all.
+    alone: whether the program is for a single device.
+    compiler_options: pairs, for `jax.jit`.
+  """
+
+  conv: Callable[..., jax.Array] | None = None
+  dense_block: types.ModuleType | None = None
+  leaky_relu: Callable[[jax.Array, float], jax.Array] = leaky_relu.plain
+  unroll: bool = False
+  slow_loops: bool = False
+  pixels: int = 0
+  alone: bool = False
+  compiler_options: tuple[tuple[str, Any], ...] = ()
+
+
+PLAIN = Kernels()
+
+
+def choose(devices: Any, dtype: Any, network: nn.Module | None = None) -> Kernels:
+  """Chooses what is fastest, by the times of docs/cpu.md and of benchmarks/README.md.
+
+  Before oneDNN is chosen it is tried, in a process of its own. Once it is chosen, this process
+  stops writing compiled programs to JAX's cache (`onednn.py` says why).
+
+  Winograd's form needs channels to be worth its transforms, works on a few images of the batch at a
+  time, which should not be spread over devices, and computes in float32.
+
+  Args:
+    devices: that the program is for: of a mesh, or of a topology that it is compiled for.
+    dtype: of the convolutions.
+    network: a generator, for its dense blocks; None for what has none.
+  """
+  devices = list(np.ravel(np.asarray(devices, object)))
+  platform, alone, dtype = devices[0].platform, len(devices) == 1, jnp.dtype(dtype)
+  on_one_cpu = alone and platform == "cpu"
+  rounds_by_onednn = on_one_cpu and dtype == jnp.bfloat16 and usable(dtype)
+  conv, dense_block = None, None
+  if algorithm := getattr(network, "algorithm", None):
+    dense_block = ALGORITHMS[algorithm]
+  elif algorithm == "":
+    wide = min(network.features, network.growth) >= 32
+    if rounds_by_onednn:
+      dense_block = onednn
+    elif on_one_cpu and wide:
+      dense_block = winograd
+    elif platform == "gpu":
+      dense_block = direct
+  if dense_block is direct and rounds_by_onednn:
+    dense_block = onednn  # it is by source too, and faster
+  if dense_block is winograd:
+    conv = winograd.conv  # and oneDNN need not be tried
+  elif on_one_cpu and usable(dtype):
+    conv = onednn.conv
+    onednn.stop_keeping_programs()
+  # XLA's convolutions on a CPU: their gradients are 15 to 30 times slower in a loop.
+  slow_loops = platform == "cpu" and conv is None
+  return Kernels(
+    conv=conv,
+    dense_block=dense_block,
+    leaky_relu=leaky_relu.by_output,
+    # On a GPU copies into and out of a loop's arrays are a third of the kernels to launch.
+    unroll=slow_loops or platform == "gpu",
+    slow_loops=slow_loops,
+    pixels=CACHED_PIXELS if on_one_cpu and not slow_loops else 0,
+    alone=alone,
+    compiler_options=_compiler_options(platform),
+  )
+
+
+def _compiler_options(platform: str) -> tuple[tuple[str, Any], ...]:
+  """On a GPU even a single kernel between convolutions is launched as a CUDA graph.
+
+  By XLA's default it takes five kernels in a row. Not timed with these networks; a value in
+  XLA_FLAGS is left as it is.
+  """
+  name = "xla_gpu_graph_min_graph_size"
+  if platform != "gpu" or name in os.environ.get("XLA_FLAGS", ""):
+    return ()
+  return ((name, 1),)
+
+
+def usable(dtype: Any) -> bool:
+  """Whether oneDNN's convolutions in this dtype should be used on one CPU device of this machine.
+
+  They are used in float32, and in bfloat16 where there are instructions for it, without which it is
+  slow. They cannot be used on several devices, over which XLA cannot spread a custom call.
+  SR_JAX_ONEDNN=0 leaves them out.
+  """
+  name = jnp.dtype(dtype).name
+  if os.environ.get("SR_JAX_ONEDNN") == "0" or name not in _to_try():
+    return False
+  return name in working()
+
+
+def _to_try() -> list[str]:
+  return ["float32", "bfloat16"] if has_bfloat16() else ["float32"]
+
+
+@functools.cache
+def has_bfloat16() -> bool:
+  """Whether this processor multiplies bfloat16, and oneDNN's own setting lets it be used."""
+  for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+    limit = os.environ.get(name, "").upper()
+    if limit and not re.search("ALL|DEFAULT|BF16|FP16|AMX|AVX10", limit):
+      return False
+  facts = pathlib.Path("/proc/cpuinfo")
+  return facts.exists() and "avx512_bf16" in facts.read_text()
+
+
+@functools.cache
+def working() -> frozenset[str]:
+  """The dtypes in which a process of its own gets the right numbers; says which fail, and why.
+
+  If this jaxlib reads the calls in another way, it would end the process that tries them.
+  """
+  dtypes = _to_try()
+  command = [sys.executable, "-m", "sr_jax.kernels.onednn", *dtypes]
+  options = {
+    "cwd": pathlib.Path(__file__).parent.parent.parent,
+    "env": {**os.environ, "JAX_PLATFORMS": "cpu"},
+    "start_new_session": True,  # Ctrl-C is for this process alone
+    "capture_output": True,
+    "text": True,
+    "timeout": 120,
+  }
+  try:
+    trial = subprocess.run(command, check=False, **options)
+  except (OSError, subprocess.TimeoutExpired) as error:
+    printed, reason = "", str(error)
+  else:
+    printed = trial.stdout
+    reason = f"status {trial.returncode}, {trial.stderr.strip().rpartition(chr(10))[2]}"
+    if trial.returncode == 0:
+      return frozenset(dtypes)
+  # The last one has failed, even where the process ended after all.
+  right = frozenset(dtypes[:-1]) & frozenset(printed.splitlines())
+  failed = " and ".join(dtype for dtype in dtypes if dtype not in right)
+  print(
+    f"convolutions in {failed} are XLA's, since a trial of oneDNN's failed: {reason}",
+    file=sys.stderr,
+  )
+  return right
+
+
+def parts(shape: Sequence[int], pixels: int) -> int:
+  """Into how many equal parts to divide a batch of LR images [N, h, w, c]; 1 for not at all.
+
+  The update is that of the whole batch but for rounding, in a tenth less time and with a third less
+  memory (docs/cpu.md); parts of a size that is far from `Kernels.pixels` take longer.
+  """
+  n, h, w, _ = shape
+  near = [k for k in range(1, n) if pixels and n % k == 0 and 2 / 3 < k * h * w / pixels < 3 / 2]
+  return n // min(near, key=lambda k: abs(k * h * w - pixels)) if near else 1

@@ -1,0 +1,60 @@
+"""Locks on folders, and files flushed to the disk."""
+
+import contextlib
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from absl import logging
+
+try:
+  import fcntl
+except ImportError:  # Windows: builds are then not resumed, nor do they wait for each other
+  fcntl = None
+
+
+@contextlib.contextmanager
+def locked(folder: pathlib.Path) -> Iterator[bool]:
+  """Holds the lock of a folder; yields False where none can be had, so that nobody is kept out.
+
+  The system releases a lock when its holder dies.
+  """
+  if fcntl is None:
+    yield False
+    return
+  path = folder.with_name(f"{folder.name}.lock")
+  while True:
+    file = open(path, "w")
+    try:
+      try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except BlockingIOError:
+        logging.warning("another process is decoding into %s; waiting for it", folder)
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError:  # a file system without locks
+      file.close()
+      path.unlink(missing_ok=True)
+      yield False
+      return
+    if _is_at(file, path):
+      break
+    file.close()
+  try:
+    yield True
+  finally:
+    path.unlink(missing_ok=True)
+    file.close()
+
+
+def _is_at(file: BinaryIO, path: pathlib.Path) -> bool:
+  """Whether an open file is the one at its path: another may have removed or replaced it."""
+  try:
+    return os.path.samestat(os.fstat(file.fileno()), path.stat())
+  except FileNotFoundError:
+    return False
+
+
+def flush_to_disk(path: pathlib.Path) -> None:
+  with open(path, "rb") as file:
+    os.fsync(file.fileno())

@@ -1,0 +1,76 @@
+"""Every score, a row of one table: how it is computed, which way it points, how it is shown."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+# One model's scores of an image, or their means over a set, by the keys of SCORES.
+Scores = Mapping[str, float]
+Table = Mapping[str, Mapping[str, Scores]]  # {model: {set: scores}}
+
+
+class Score(NamedTuple):
+  """A column of the table.
+
+  Attributes:
+    metric: the name by which `--metrics` asks for it; '' for what follows from given scores.
+    digits: after the decimal point.
+    better: 1 where more is better, -1 where less is.
+    how: a description of its computation, for the protocol.
+    function: (sr, hr, border) -> float of one saved image, uint8 [H, W, 3] or [H, W]; None where
+      `score_batch` or `perceptual_indices` computes it.
+  """
+
+  metric: str
+  digits: int
+  better: int
+  how: str = ""
+  function: Callable[[np.ndarray, np.ndarray, int], float] | None = None
+
+
+_PSNR = "10 log10(255^2 / MSE), float64, mean over images; null (infinite) for equal images"
+_SSIM = "11x11 Gaussian, sigma 1.5, valid area, per channel, float64, mean over images"
+_LPIPS = "LPIPS 0.1, {}, RGB, mean over images; a grey file as three equal channels"
+_NIQE = "NIQE of Y, rounded, 96x96 blocks; images too small or flat for it are left out"
+
+# In the order of columns.
+SCORES = {
+  "psnr_y": Score("psnr", 2, 1, _PSNR),
+  "ssim_y": Score("ssim", 4, 1, _SSIM),
+  "psnr_rgb": Score("psnr", 2, 1, _PSNR),
+  "ssim_rgb": Score("ssim", 4, 1, _SSIM),
+  "lpips_alex": Score("lpips_alex", 4, -1, _LPIPS.format("AlexNet")),
+  "lpips_vgg": Score("lpips_vgg", 4, -1, _LPIPS.format("VGG16")),
+  "niqe": Score("niqe", 4, -1, _NIQE),
+  "ma": Score("", 4, 1),
+  "pi": Score("", 4, -1, "((10 - Ma) + NIQE) / 2 of the set's means (PIRM 2018); Ma was given"),
+  "rmse": Score("", 4, -1, "root of the set's mean squared error of Y (PIRM 2018)"),
+}
+METRICS = tuple(dict.fromkeys(score.metric for score in SCORES.values() if score.metric))
+ALWAYS = tuple(key for key, score in SCORES.items() if score.metric in ("psnr", "ssim"))
+
+
+def columns(table: Table) -> list[str]:
+  """Returns the scores that any row has, in the order of SCORES."""
+  there = {key for sets in table.values() for scores in sets.values() for key in scores}
+  return [key for key in SCORES if key in there]
+
+
+def protocol(there: Iterable[str]) -> dict[str, str]:
+  """Says how scores are computed: what all have in common, and each of those that are there."""
+  how = {
+    "lr": "MATLAB bicubic of the HR image, uint8, rounded between rows and columns",
+    "sr": "clipped to [0, 255], rounded half up, uint8",
+    "crop_border": "scale",
+    "y": "BT.601 studio range: 65.481 R + 128.553 G + 24.966 B + 16; a grey file as it stands",
+  }
+  there = {*ALWAYS, *there}
+  return how | {
+    score.metric or key: score.how for key, score in SCORES.items() if key in there and score.how
+  }
+
+
+def direction(key: str) -> int:
+  """1 where more is better, -1 where less is, 0 for what is no score."""
+  return SCORES[key].better if key in SCORES else 0

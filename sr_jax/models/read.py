@@ -1,0 +1,173 @@
+"""Reads a trained network from a run or from a file.
+
+`load_model` takes the folder of a run (its newest sound checkpoint: averaged weights), or a
+`.safetensors`, `.npz` or `.pth` file in any of the dialects that `formats/dialects.py` knows.
+`write.py` writes files with BasicSR's names (`formats/state_dicts.py`), so that others read them,
+and puts into their metadata what those names cannot say: the fields of the network, what the
+weights were trained from, how long and on what.
+"""
+
+import json
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sr_jax import UserError
+from sr_jax.formats import state_dicts
+from sr_jax.formats import weight_files
+from sr_jax.formats.weight_files import METADATA
+from sr_jax.models.model import Model
+from sr_jax.networks.build import DISCRIMINATORS, GENERATORS, build_generator, renamed
+from sr_jax.networks import trees
+from sr_jax.runs import checkpoint
+from sr_jax.runs.settings import read_json
+from sr_jax.runs import storage
+
+
+def load_model(
+  path: str | pathlib.Path, *, dtype: str = "float32"
+) -> tuple[nn.Module, trees.Variables]:
+  """Loads a generator.
+
+  Args:
+    path: a run's folder, gs://BUCKET/RUN too (its newest sound checkpoint), RUN/checkpoints/STEP,
+      or a .safetensors, .npz or .pth file.
+    dtype: of the convolutions.
+
+  Returns:
+    The module and {'params', 'batch_stats'}, as `module.apply(variables, lr, train=False)` takes
+    them.
+
+  Raises:
+    FileNotFoundError: nothing is there.
+    UserError: it is not a generator that sr_jax knows.
+  """
+  model = read_model(path)
+  return build_generator(model.name, model.kwargs, dtype=dtype), model.variables
+
+
+def read_model(path: str | pathlib.Path) -> Model:
+  """Reads a generator and what is known of it; arguments and errors as `load_model`."""
+  path = storage.run_folder(path)
+  if path.is_dir():
+    if path.parent.name == "checkpoints" and path.name.isdigit():
+      return _read_run(path.parent.parent, step=int(path.name))
+    return _read_run(path)
+  if storage.is_bucket(path):
+    raise FileNotFoundError(
+      f"{path} is no run, or not yours to read; model files are read from local paths: gcloud "
+      "storage cp it"
+    )
+  return _read_file(path, "generator", state_dicts.read_generator)
+
+
+def read_discriminator(path: str | pathlib.Path) -> Model:
+  """Reads a discriminator from a .safetensors, .npz or .pth file; errors as `load_model`."""
+  return _read_file(pathlib.Path(path), "discriminator", state_dicts.read_discriminator)
+
+
+def _read_run(run: storage.Folder, step: int | None = None) -> Model:
+  config_path = run / "config.json"
+  if not config_path.exists():
+    raise FileNotFoundError(f"{run} has no config.json; is it the folder of a run?")
+  config = read_json(config_path)
+  try:
+    name = config["generator"]["name"]
+    kwargs = {"scale": config["scale"], **renamed(config["generator"]["kwargs"])}
+    channels = config["generator"].get("in_channels", 3)
+  except (KeyError, TypeError) as error:
+    raise UserError(f"{config_path} is not the configuration of a run ({error!r})") from error
+  module = build_generator(name, kwargs)
+  abstract = jax.eval_shape(
+    lambda key: module.init(key, jnp.zeros((1, 16, 16, channels)), train=False),
+    jax.random.key(0),
+  )
+  abstract = {"params": abstract["params"], "batch_stats": abstract.get("batch_stats", {})}
+  variables, step, extra = checkpoint.restore_model(run, abstract, step=step)
+  variables = jax.tree.map(np.asarray, variables)
+  # A run that a file was converted into has its config from there, in `extra`.
+  info = {"ancestry": [], "config": without_folders(config), **extra.get("info", {})}
+  return Model(name, kwargs, variables, {**info, "step": step, "digest": trees.digest(variables)})
+
+
+def without_folders(config: Any) -> Any:
+  """A configuration to publish: of paths only the last part, since folders name people."""
+  if isinstance(config, dict):
+    return {key: without_folders(value) for key, value in config.items()}
+  if isinstance(config, (list, tuple)):
+    return [without_folders(value) for value in config]
+  if isinstance(config, str):
+    return ",".join(_without_folder(part) for part in config.split(","))
+  return config
+
+
+def _without_folder(path: str) -> str:
+  """The last part of a path; tfds:NAME and hf:OWNER/NAME are none."""
+  if path.startswith(("tfds:", "hf:")):
+    return path
+  return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
+
+
+def _read_file(path: pathlib.Path, what: str, recognise: Any) -> Model:
+  if not path.exists():
+    raise FileNotFoundError(f"{path} does not exist; give a run's folder or a model file")
+  tree, metadata = weight_files.read_weights(path)
+  told = metadata.get(METADATA, "{}")
+  if isinstance(tree, dict) and METADATA in tree:  # .npz and .pth have no other place for it
+    told = str(tree.pop(METADATA))
+  known = _parse_metadata(path, told)
+  told_kwargs = renamed(known.get("kwargs", {}))
+  try:
+    name, kwargs, variables, facts = recognise(tree, (known.get("architecture"), told_kwargs))
+  except UserError as error:
+    raise UserError(f"{path} holds no {what} that sr_jax knows: {error}") from error
+  if known.get("architecture", name) == name:
+    kwargs = {**told_kwargs, **kwargs}  # what the shapes say goes before what the file tells
+    _check_kwargs(path, name, kwargs)
+  variables = {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+  variables = jax.tree.map(lambda x: np.asarray(x, np.float32), variables)
+  info = {"ancestry": [], **known.get("info", {}), "digest": trees.digest(variables), "file": facts}
+  return Model(name, kwargs, variables, info)
+
+
+def _check_kwargs(path: pathlib.Path, name: str, kwargs: Mapping[str, Any]) -> None:
+  """Compares the types of told fields with those of the module's own."""
+  module = {**GENERATORS, **DISCRIMINATORS}[name]
+  for field, value in kwargs.items():
+    default = getattr(module, field, None)
+    number = isinstance(default, float) and type(value) is int
+    if type(value) is not type(default) and not number:
+      raise UserError(
+        f"{path}: its metadata say {field}={value!r}, but {name} has no such field or another type"
+      )
+
+
+def _parse_metadata(path: pathlib.Path, text: str) -> dict[str, Any]:
+  """What `save_model` wrote beside the arrays; {} in others' files."""
+  try:
+    known = json.loads(text)
+  except (ValueError, RecursionError) as error:
+    raise UserError(f"{path}: its metadata {METADATA!r} are not JSON: {error}") from error
+  parts = [known.get(part, {}) for part in ("kwargs", "info")] if isinstance(known, dict) else [0]
+  if all(isinstance(part, dict) for part in parts):
+    ancestry, config = parts[1].get("ancestry", []), parts[1].get("config", {})
+    sections = [config, parts[1].get("interpolation", {})]
+    if isinstance(config, dict):
+      sections += [config.get(name, {}) for name in ("data", "discriminator")]
+    step = parts[1].get("step", 0)
+    if (
+      isinstance(ancestry, list)
+      and all(isinstance(digest, str) for digest in ancestry)
+      and all(isinstance(section, dict) for section in sections)
+      and type(step) is int
+      and step >= 0
+      and all(isinstance(value, (bool, int, float, str)) for value in parts[0].values())
+    ):
+      return known
+  raise UserError(f"{path}: its metadata {METADATA!r} are not what save_model writes")

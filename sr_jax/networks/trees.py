@@ -1,0 +1,63 @@
+"""Trees of arrays: where two differ, and a digest that identifies one."""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from sr_jax import UserError
+
+Variables = dict[str, Any]
+
+
+def digest(variables: Variables) -> str:
+  """Returns 16 hex digits that identify a tree of arrays: names, shapes and float32 values."""
+  sha = hashlib.sha256()
+  for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
+    leaf = np.ascontiguousarray(leaf, np.float32)
+    sha.update(f"{jax.tree_util.keystr(path, simple=True, separator='/')}{leaf.shape}".encode())
+    sha.update(leaf)
+  return sha.hexdigest()[:16]
+
+
+def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+  """Returns {path: shape} of a tree of arrays."""
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
+
+
+def first_difference(
+  one: Mapping[str, Any], other: Mapping[str, Any]
+) -> tuple[str, Any, Any] | None:
+  """Compares what two networks have by path, shapes for example.
+
+  Returns:
+    The first path in which they differ, in order, and what each has there ('absent' for nothing);
+    None where they are equal.
+  """
+  for path in sorted(one.keys() | other.keys()):
+    ours, theirs = one.get(path, "absent"), other.get(path, "absent")
+    if ours != theirs:
+      return path, ours, theirs
+  return None
+
+
+def check_same_shapes(trees: Mapping[str, Any]) -> None:
+  """Compares two trees of arrays, which `jax.tree.map` would broadcast in silence.
+
+  Args:
+    trees: {what it is called in the error: tree}, two of them.
+
+  Raises:
+    UserError: names the first path that differs, with both shapes.
+  """
+  one, other = trees
+  if difference := first_difference(shapes(trees[one]), shapes(trees[other])):
+    path, ours, theirs = difference
+    raise UserError(
+      f"{one} and {other} are different networks: {path} is {ours} in {one} and {theirs} in {other}"
+    )

@@ -1,0 +1,105 @@
+"""What a run is: the pytree that is donated, sharded and saved."""
+
+from typing import Any
+
+import flax.linen as nn
+from flax import struct
+import jax
+import jax.numpy as jnp
+import optax
+
+Params = Any  # a tree of float32 arrays
+
+
+class NetState(struct.PyTreeNode):
+  """One network and its optimizer.
+
+  Attributes:
+    params: float32 parameters.
+    opt_state: Adam's moments (and what else the chain of `step.make_optimizer` keeps).
+    batch_stats: running statistics of BatchNorm and vectors of spectral norm; {} without any.
+  """
+
+  params: Params
+  opt_state: optax.OptState
+  batch_stats: Params
+
+  @property
+  def variables(self) -> dict[str, Params]:
+    return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+class TrainState(struct.PyTreeNode):
+  """A run at one step.
+
+  Attributes:
+    step: int32 scalar, optimizer updates done.
+    generator: the generator.
+    discriminator: None in PSNR runs. None is an empty pytree: it passes through jit, donation,
+      sharding and Orbax unchanged, so those runs need no class of their own.
+    ema_params: exponential moving average of generator.params; evaluation and model files use it.
+  """
+
+  step: jax.Array
+  generator: NetState
+  discriminator: NetState | None
+  ema_params: Params
+
+  @property
+  def ema_variables(self) -> dict[str, Params]:
+    """What is evaluated and shipped: averaged parameters, current BatchNorm statistics."""
+    return {"params": self.ema_params, "batch_stats": self.generator.batch_stats}
+
+
+def create_train_state(
+  seed: int,
+  generator: nn.Module,
+  discriminator: nn.Module | None,
+  optimizer_g: optax.GradientTransformation,
+  optimizer_d: optax.GradientTransformation | None,
+  lr_shape: tuple[int, int, int, int],
+  hr_shape: tuple[int, int, int, int],
+  generator_variables: dict[str, Params] | None = None,
+  discriminator_variables: dict[str, Params] | None = None,
+) -> TrainState:
+  """Initialises both networks; jit and `jax.eval_shape` take it as it is.
+
+  Args:
+    seed: of the initialisation.
+    generator: LR image in, SR image out.
+    discriminator: logits, or None.
+    optimizer_g: the generator's optimizer.
+    optimizer_d: the discriminator's, or None.
+    lr_shape: [N, h, w, c] of a batch; N may be 1.
+    hr_shape: [N, H, W, c] of a batch.
+    generator_variables: {'params', 'batch_stats'} to start from instead of a fresh generator.
+    discriminator_variables: the same of the discriminator.
+
+  Returns:
+    The state at step 0, with `ema_params` equal to the generator's parameters. It is a copy: an
+    alias would make donation fail.
+  """
+  key_g, key_d = jax.random.split(jax.random.key(seed))
+  if generator_variables is None:
+    generator_variables = generator.init(key_g, jnp.zeros(lr_shape), train=False)
+  params_g = generator_variables["params"]
+  net_d = None
+  if discriminator is not None:
+    variables_d = discriminator_variables
+    if variables_d is None:
+      variables_d = discriminator.init(key_d, jnp.zeros(hr_shape), train=False)
+    net_d = NetState(
+      params=variables_d["params"],
+      opt_state=optimizer_d.init(variables_d["params"]),
+      batch_stats=variables_d.get("batch_stats", {}),
+    )
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    generator=NetState(
+      params=params_g,
+      opt_state=optimizer_g.init(params_g),
+      batch_stats=generator_variables.get("batch_stats", {}),
+    ),
+    discriminator=net_d,
+    ema_params=jax.tree.map(jnp.copy, params_g),
+  )

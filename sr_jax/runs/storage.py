@@ -1,0 +1,133 @@
+"""Where a run lies: a folder of a file system, or gs://BUCKET/RUN of Google Cloud Storage.
+
+A bucket is no file system. It maps names to contents, and a folder is what several names begin
+with: an empty one does not exist, none can be renamed in one go, and nothing can be appended to a
+file. Also, `pathlib` turns `gs://` into `gs:/`. So the path of a run is made here, and whatever has
+to be done differently in a bucket is done here; the path of a local folder is a plain `pathlib`
+path.
+
+Two clients work in a bucket: tensorstore writes the arrays of checkpoints, gcsfs the rest. Few need
+gcsfs, so it is an extra (`gcs`). It brings google-cloud-storage, without which Orbax cannot delete
+old steps.
+"""
+
+import importlib.util
+import os
+import pathlib
+import re
+import shutil
+import uuid
+
+from etils import epath
+from etils.epath import gpath
+import fsspec
+
+from sr_jax import MissingPackageError, UserError
+
+Folder = pathlib.Path | epath.Path
+
+
+def run_folder(path: str | os.PathLike) -> Folder:
+  """Makes the path of a run, which need not exist.
+
+  Raises:
+    UserError: another place than a folder or gs://BUCKET/RUN.
+    MissingPackageError: it is in a bucket, and gcsfs is not there.
+  """
+  text = os.fspath(path)
+  if "://" not in text and not text.startswith("gs:/"):
+    return pathlib.Path(text)
+  if not re.match("gs://[^/]+/+[^/]", text):
+    raise UserError(
+      f"{text} must be a folder or gs://BUCKET/RUN; mount other storage and give its path"
+    )
+  missing = [name for name in ("gcsfs", "google.cloud.storage") if not installed(name)]
+  if missing:
+    raise MissingPackageError(f"{text} needs {missing[0]}; pip install gcsfs")
+  _set_up_clients()
+  return epath.Path(text)
+
+
+def _set_up_clients() -> None:
+  """Sets what the clients read at the first path of a bucket."""
+  # epath shall use one client, with TensorFlow and without: TensorFlow's cannot be tested, since it
+  # knows one address only.
+  os.environ.setdefault("EPATH_USE_TF", "false")
+  # What epath was asked before, by a local path, it would remember.
+  getattr(getattr(gpath, "_is_tf_installed", None), "cache_clear", lambda: None)()
+  # gcsfs would ask over gRPC whether a bucket is of a newer, faster kind; no such one was tried.
+  os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+  # tensorstore and the other hosts write too: what was listed a moment ago is not what is there.
+  fsspec.config.conf.setdefault("gs", {}).setdefault("use_listings_cache", False)
+
+
+def local_path(flag: str, path: str | os.PathLike) -> pathlib.Path:
+  """Makes the path of an output for people, which is never written into a bucket.
+
+  Raises:
+    UserError: it is no folder or file of a file system.
+  """
+  if "://" in os.fspath(path):
+    raise UserError(f"{flag}={path} must be a local path; copy it there afterwards")
+  return pathlib.Path(path)
+
+
+def is_bucket(folder: Folder) -> bool:
+  """Whether a path is of a bucket."""
+  return os.fspath(folder).startswith("gs://")
+
+
+def check_access(run: Folder) -> None:
+  """Tries in a bucket what training will do there, before hours of it; nothing for a folder.
+
+  Raises:
+    UserError: an object cannot be written, listed or deleted there, or the bucket not described.
+  """
+  if not is_bucket(run):
+    return
+  from google.cloud import storage as client_library
+
+  name, _, prefix = os.fspath(run).removeprefix("gs://").partition("/")
+  try:
+    bucket = client_library.Client().get_bucket(name)  # as Orbax does before it deletes an old step
+    probe = bucket.blob(f"{prefix}/.probe_{uuid.uuid4().hex}")
+    probe.upload_from_string(b"")
+    found = [blob.name for blob in bucket.list_blobs(prefix=probe.name)]
+    probe.delete()
+  except Exception as error:  # of four packages
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200].rstrip(".")
+    raise UserError(
+      f"--workdir={run} cannot be used: {reason}. Training writes, lists and deletes there and "
+      "reads what the bucket is: it needs roles/storage.objectAdmin and "
+      "roles/storage.legacyBucketReader; outside Google's machines first "
+      "gcloud auth application-default login"
+    ) from error
+  if not found:
+    raise UserError(f"--workdir={run}: what is written there is not listed; try another bucket")
+
+
+def write_text(path: Folder, text: str) -> None:
+  """Writes a file at once: a reader sees the old contents or the new ones, never a part."""
+  if is_bucket(path):
+    path.write_text(text)  # appears when it is complete
+    return
+  temporary = path.with_suffix(".tmp")
+  temporary.write_text(text)
+  os.replace(temporary, path)
+
+
+def move(source: Folder, target: Folder) -> None:
+  """Moves a folder to where nothing is; in a bucket one object after the other."""
+  if is_bucket(source):
+    fsspec.filesystem("gcs").mv(os.fspath(source), os.fspath(target), recursive=True)
+  else:
+    target.parent.mkdir(exist_ok=True)
+    shutil.move(source, target)
+
+
+def installed(name: str) -> bool:
+  """Whether a module can be found, without importing it."""
+  try:
+    return importlib.util.find_spec(name) is not None
+  except ModuleNotFoundError:
+    return False

@@ -1,0 +1,103 @@
+"""When things are due, and how fast the training goes."""
+
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+from jax.experimental import multihost_utils
+import numpy as np
+
+from sr_jax.runs import logs
+from sr_jax.runs.settings import Config
+
+
+class Due(NamedTuple):
+  """What is to be done after a step."""
+
+  log: bool
+  score: bool
+  save: bool
+
+
+class Schedule:
+  """Says after each step what is due; after the last step, everything is.
+
+  Args:
+    config: the recipe.
+    score: whether there are images to score.
+  """
+
+  def __init__(self, config: Config, *, score: bool):
+    self._config, self._score = config, score
+    self.saved()
+
+  def due(self, step: int) -> Due:
+    """All processes must ask at every step, since the clock's answer is a message."""
+    config, last = self._config, step == self._config.total_steps
+    log = last or _every(config.log.every_steps, step)
+    score = self._score and (last or _every(config.eval.every_steps, step))
+    save = last or _every(config.checkpoint.every_steps, step) or self._minutes_due(ask=log)
+    return Due(log, score, save)
+
+  def saved(self) -> None:
+    """Starts counting the minutes to the next checkpoint."""
+    self._since = time.monotonic()
+
+  def _minutes_due(self, *, ask: bool) -> bool:
+    """Whether a checkpoint by the clock is due.
+
+    All processes must save the same step, so process 0's clock counts; and since its answer is a
+    message, many processes ask only where `ask` says so.
+    """
+    minutes = self._config.checkpoint.every_minutes
+    due = bool(minutes) and time.monotonic() - self._since >= 60 * minutes
+    if jax.process_count() == 1 or not minutes:
+      return due
+    return ask and bool(multihost_utils.broadcast_one_to_all(np.asarray(due)))
+
+
+def _every(steps: int, step: int) -> bool:
+  """Whether what is due every so many steps is due at this one; 0 steps mean never."""
+  return bool(steps) and step % steps == 0
+
+
+class Progress:
+  """Counts steps, seconds, and seconds of waiting for data, without evaluation and saving."""
+
+  def __init__(self, start: int, total: int, batch_size: int):
+    self._total, self._batch_size = total, batch_size
+    self._begin = time.monotonic()
+    self.resume(start)
+
+  def compiled(self, step: int, metrics: Any) -> None:
+    """Waits for the first step, says how long it took to compile, and counts from there."""
+    jax.block_until_ready(metrics)
+    logs.say(f"  compiled in {time.monotonic() - self._begin:.0f} s")
+    self.resume(step)
+
+  def wait_for(self, batches: Iterator[Any]) -> Any:
+    """Takes the next batch, counting the wait."""
+    begin = time.monotonic()
+    batch = next(batches)
+    self._waited += time.monotonic() - begin
+    return batch
+
+  def report(self, step: int) -> dict[str, float]:
+    """Returns the rates since the last report and starts anew; {} where no step was counted."""
+    if step == self._step:
+      return {}
+    seconds = time.monotonic() - self._since
+    rate = (step - self._step) / seconds
+    report = {
+      "steps_per_second": rate,
+      "images_per_second": rate * self._batch_size,
+      "data_wait_share": self._waited / seconds,
+      "eta_seconds": (self._total - step) / rate,
+    }
+    self.resume(step)
+    return report
+
+  def resume(self, step: int) -> None:
+    """Starts counting anew at a step, leaving out what was not training before."""
+    self._step, self._since, self._waited = step, time.monotonic(), 0.0

@@ -1,0 +1,90 @@
+"""Learning rates as functions of the step, the number of updates already done.
+
+They are functions of the run's step and not of the optimizer's own count, so that a generator that
+waits for its discriminator still follows the recipe's schedule.
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from sr_jax import UserError
+
+Schedule = Callable[[jax.Array], jax.Array]
+
+
+def constant(*, base: float) -> Schedule:
+  """The same learning rate at every step."""
+  return lambda step: jnp.full(jnp.shape(step), base, jnp.float32)
+
+
+def multi_step(*, base: float, milestones: Sequence[int], gamma: float) -> Schedule:
+  """Multiplies by gamma at each milestone (ESRGAN section 4.1; SRGAN section 3.2).
+
+  A milestone of 200000 holds from update 200001 on, the first with 200000 updates behind it: this
+  is also what BasicSR's scheduler does, which steps before every iteration but the first.
+
+  Args:
+    base: learning rate before the first milestone.
+    milestones: in steps.
+    gamma: factor at each.
+  """
+  boundaries = jnp.asarray(milestones, jnp.int32).reshape(-1)
+
+  def schedule(step: jax.Array) -> jax.Array:
+    passed = jnp.sum(jnp.asarray(step, jnp.int32) >= boundaries)
+    return jnp.float32(base) * jnp.float32(gamma) ** passed.astype(jnp.float32)
+
+  return schedule
+
+
+def cosine_restarts(*, base: float, periods: Sequence[int], eta_min: float) -> Schedule:
+  """Cosine annealing with restarts (SGDR, arXiv 1608.03983, eq. 5), with BasicSR's boundaries.
+
+  A period ends on its last step with exactly eta_min, and the next one starts one step after its
+  boundary: at 250000 of BasicSR's 4 x 250000 the rate is eta_min, at 250001 nearly `base`. After
+  the last period it stays at eta_min.
+
+  Args:
+    base: learning rate at the start of each period.
+    periods: lengths in steps.
+    eta_min: learning rate at the end of each period.
+  """
+  if not periods or min(periods) < 1:
+    raise UserError(f"periods={tuple(periods)} must be positive step counts, one or more")
+  lengths = jnp.asarray(periods, jnp.int32)
+  ends = jnp.cumsum(lengths)
+
+  def schedule(step: jax.Array) -> jax.Array:
+    step = jnp.minimum(jnp.asarray(step, jnp.int32), ends[-1])
+    period = jnp.sum(step > ends)
+    done = (step - (ends[period] - lengths[period])) / lengths[period]
+    return jnp.float32(eta_min) + 0.5 * (base - eta_min) * (1 + jnp.cos(jnp.pi * done))
+
+  return schedule
+
+
+def make_schedule(
+  schedule: str,
+  *,
+  base: float,
+  milestones: Sequence[int] = (),
+  gamma: float = 0.5,
+  periods: Sequence[int] = (),
+  eta_min: float = 0.0,
+) -> Schedule:
+  """Makes the schedule that a recipe's `learning_rate` names; the rest are its arguments.
+
+  Raises:
+    UserError: there is no schedule of that name.
+  """
+  if schedule == "constant":
+    return constant(base=base)
+  if schedule == "multi_step":
+    return multi_step(base=base, milestones=milestones, gamma=gamma)
+  if schedule == "cosine_restarts":
+    return cosine_restarts(base=base, periods=periods, eta_min=eta_min)
+  raise UserError(
+    f"learning_rate.schedule={schedule!r} must be one of constant, multi_step, cosine_restarts"
+  )

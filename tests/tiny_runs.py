@@ -1,0 +1,125 @@
+"""Recipes made so small that a run takes seconds, and what tests ask of such runs."""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+from PIL import Image
+import pytest
+
+from configs import esrgan
+from sr_jax.runs import storage
+from sr_jax.training import clock
+from sr_jax.training.run import train_and_evaluate
+from sr_jax.training.stage import open_stage
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory) -> pathlib.Path:
+  """A folder of five small images with something to learn in them."""
+  folder = tmp_path_factory.mktemp("photographs")
+  rng = np.random.default_rng(0)
+  for i in range(5):
+    coarse = Image.fromarray(rng.integers(0, 256, (9, 11, 3), np.uint8))
+    coarse.resize((88 + 4 * i, 72), Image.Resampling.BICUBIC).save(folder / f"{i}.png")
+  return folder
+
+
+def tiny(photographs: pathlib.Path, recipe=esrgan, **overrides):
+  """A recipe's demo made so small that a run takes seconds.
+
+  Its images live on the devices, since TensorFlow takes longer to import than the run takes; where
+  tf.data is to be seen, tests override `data.input`.
+  """
+  config = recipe.get_config("demo")
+  for stage in (config.psnr, config):
+    stage.data.source = str(photographs)
+    stage.data.hr_patch = 32
+    stage.data.batch_size = 8
+    stage.data.input = "device"
+    stage.eval.source = str(photographs)
+    stage.eval.max_images = 2
+    stage.eval.every_steps = 2
+    stage.checkpoint.every_steps = 2
+    stage.log.every_steps = 1
+    stage.log.tensorboard = False
+    stage.generator.kwargs.features = 8
+    stage.generator.kwargs.blocks = 1
+    stage.total_steps = 4
+  if recipe is esrgan:
+    for stage in (config.psnr, config):
+      stage.generator.kwargs.growth = 4
+  config.psnr.learning_rate.periods = (4,)
+  config.discriminator.kwargs.features = 4
+  config.perceptual.layers = ("conv1_2:1.0",)
+  config.update_from_flattened_dict(overrides)
+  return config.lock()
+
+
+@pytest.fixture(scope="session")
+def whole_run(photographs, tmp_path_factory):
+  """One undisturbed run of both stages, which several tests look at."""
+  run = tmp_path_factory.mktemp("runs") / "whole"
+  config = tiny(photographs)
+  train_and_evaluate(config, run)
+  return run, config
+
+
+def named_leaves(state) -> dict[str, jax.Array]:
+  """{path: leaf} of a tree."""
+  paths = jax.tree_util.tree_leaves_with_path(state)
+  return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in paths}
+
+
+def leaves(run: storage.Folder, config) -> dict[str, np.ndarray]:
+  """Every leaf of a run's newest state."""
+  state, record = open_stage(config, run).restored
+  assert record["data"]
+  return {name: np.asarray(leaf) for name, leaf in named_leaves(state).items()}
+
+
+def lines(run: storage.Folder) -> list[dict]:
+  """metrics.jsonl without what the clock measured."""
+  parsed = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+  return [{k: v for k, v in line.items() if k != "timing"} for line in parsed]
+
+
+def assert_same_run(a: storage.Folder, b: storage.Folder, config) -> None:
+  ours, theirs = leaves(a, config), leaves(b, config)
+  assert ours.keys() == theirs.keys()
+  for path in ours:
+    np.testing.assert_array_equal(ours[path], theirs[path], err_msg=path)
+  assert lines(a) == lines(b)
+
+
+class Killed(BaseException):
+  """What a test throws where a machine would die."""
+
+
+def killed_after(monkeypatch, updates: int) -> None:
+  """Makes the run die when it asks for the batch after so many updates."""
+  count = 0
+  wait_for = clock.Progress.wait_for
+
+  def dying(self, batches):
+    nonlocal count
+    if count == updates:
+      raise Killed
+    count += 1
+    return wait_for(self, batches)
+
+  monkeypatch.setattr(clock.Progress, "wait_for", dying)
+
+
+def manifest_file(run: pathlib.Path, step: int) -> pathlib.Path:
+  """Where a checkpoint's manifest lies."""
+  return run / "checkpoints" / str(step) / "manifest" / "metadata"
+
+
+def change_record(run: pathlib.Path, step: int, change) -> None:
+  """Calls `change` with the record of a checkpoint, {'scores': ..., ...}, and writes it back."""
+  path = manifest_file(run, step)
+  manifest = json.loads(path.read_text())
+  change(manifest["extra"])
+  path.write_text(json.dumps(manifest))
