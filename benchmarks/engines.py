@@ -1,10 +1,11 @@
-"""What upscaling on the CPU takes: through the program's function, and by the engines alone.
+"""Times upscaling on the CPU: by the function that the program calls, and by the engines alone.
 
 python -m benchmarks.engines --model FILE --sides 64,128 --rounds 7
 
-Each round calls everything once, in another order, so that whatever else runs on the machine slows
-all alike; the ratios are medians of each round's ratios. CPU seconds are of all threads: the
-measure on a machine that does other work too, where threads wait for one another.
+Each round calls everything once, in another order, so that other work on the machine slows all of
+them alike; the ratios are medians of each round's ratios. CPU seconds are those of all threads.
+They are the better measure on a machine that does other work too, where threads wait for one
+another.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from sr_jax.upscaling import upscaler
 
 
 def bare_openvino(contents: bytes) -> Callable[[np.ndarray], np.ndarray]:
-  """As its guide does it, but in float32: by itself it takes bfloat16 where the CPU has it."""
+  """Opens OpenVINO as its guide does, but in float32; its default is bfloat16 if the CPU has it."""
   sys.modules.setdefault("openvino_telemetry", None)  # as upscaling/engines.py does: no messages
   import openvino
 

@@ -1,9 +1,9 @@
 """The arithmetic of ESRGAN's networks, convolution by convolution: the one place that counts it.
 
-A product and its sum are two operations. Only convolutions and linear layers count: in a network of
-full width the rest is about one in a hundred. What is counted is what the update needs, whoever
-computes it; BasicSR's five forward passes of the discriminator give the same update as two, so a
-TFLOP/s of this count is useful work, and rates compare as times do.
+A product and its sum are two operations. Only convolutions and linear layers are counted, since in
+a network of full width the rest is about one operation in a hundred. What is counted is what the
+update needs, whichever program computes it: BasicSR's five forward passes of the discriminator give
+the same update as two. So a TFLOP/s of this count is useful work, and rates compare as times do.
 """
 
 from typing import NamedTuple
@@ -13,26 +13,27 @@ VGG19 = ((2, 64), (2, 128), (4, 256), (4, 512), (4, 512))  # convolutions of a b
 
 
 class Layer(NamedTuple):
-  """A convolution, padded by (kernel - 1) // 2; a linear layer is one of kernel 1 on one pixel."""
+  """A convolution padded by (kernel - 1) // 2; a linear layer is one with kernel 1 on one pixel."""
 
   name: str
   inputs: int
   outputs: int
-  height: int  # of what goes in
+  height: int  # of the input
   width: int
   kernel: int = 3
   stride: int = 1
 
 
 def flops(layer: Layer, *, border: bool = True) -> int:
-  """Operations of one forward pass on one image.
+  """Counts the operations of one forward pass on one image.
 
-  The gradient with respect to the weights takes as many, that with respect to the input too.
+  The gradient with respect to the weights takes as many, and so does that with respect to the
+  input.
 
   Args:
     layer: the layer.
-    border: count the products with the zeros around the image, as is usual (PyTorch's
-      FlopCounterMode); XLA's cost analysis leaves them out.
+    border: whether to count the products with the zeros around the image. That is usual (PyTorch's
+      FlopCounterMode), but XLA's cost analysis leaves them out.
   """
   rows, columns = (
     _products(side, layer.kernel, layer.stride, border) for side in (layer.height, layer.width)
@@ -41,7 +42,7 @@ def flops(layer: Layer, *, border: bool = True) -> int:
 
 
 def _products(side: int, kernel: int, stride: int, border: bool) -> int:
-  """Pairs of an output's place and a tap along one axis."""
+  """Counts the pairs of an output's place and a tap along one axis."""
   padding = (kernel - 1) // 2
   starts = range(-padding, side + padding - kernel + 1, stride)
   if border:
@@ -52,7 +53,7 @@ def _products(side: int, kernel: int, stride: int, border: bool) -> int:
 def generator_layers(
   height: int, width: int, *, features: int, blocks: int, growth: int
 ) -> list[Layer]:
-  """RRDBNet x4 on LR images of height x width."""
+  """Lists the layers of RRDBNet x4 on LR images of height x width."""
   f, lr = features, (height, width)
   layers = [Layer("conv_first", 3, f, *lr)]
   for block in range(blocks):
@@ -68,7 +69,7 @@ def generator_layers(
 
 
 def discriminator_layers(side: int, features: int) -> list[Layer]:
-  """VGGDiscriminator on images of side x side, below 256."""
+  """Lists the layers of VGGDiscriminator on images of side x side, below 256."""
   layers, inputs, first = [], 3, side
   for stage, wide in enumerate((1, 2, 4, 8, 8)):
     outputs = features * wide
@@ -82,7 +83,7 @@ def discriminator_layers(side: int, features: int) -> list[Layer]:
 
 
 def vgg_layers(side: int, width: float = 1.0) -> list[Layer]:
-  """VGG19 to conv5_4 on images of side x side, its channels times `width`."""
+  """Lists the layers of VGG19 to conv5_4 on images of side x side, with channels times `width`."""
   layers, inputs = [], 3
   for block, (count, channels) in enumerate(VGG19, 1):
     outputs = max(1, round(channels * width))
@@ -102,15 +103,18 @@ def train_flops(
   vgg: float,
   border: bool = True,
 ) -> dict[str, int]:
-  """Operations of a training step for each image of the batch, by what they are for.
+  """Counts the operations of a training step for each image of the batch, by their purpose.
 
   Args:
     what: 'gan' or 'psnr'.
     hr_patch: side of the HR crops.
-    generator: features, blocks, growth.
-    discriminator: its features.
-    vgg: factor of VGG19's channels.
-    border: see `flops`.
+    generator: the generator's features, blocks and growth.
+    discriminator: the discriminator's features.
+    vgg: the factor of VGG19's channels.
+    border: whether to count the products with the zeros around an image, see `flops`.
+
+  Raises:
+    ValueError: hr_patch is not a multiple of the scale.
   """
 
   def total(layers: list[Layer]) -> int:
@@ -120,7 +124,7 @@ def train_flops(
   if rest:
     raise ValueError(f"hr_patch={hr_patch} must be a multiple of {SCALE}; try {SCALE * (side + 1)}")
   g = generator_layers(side, side, **generator)
-  # Nobody asks for the gradient with respect to the LR image, nor in D's own loss for the images'.
+  # The gradient with respect to the LR image is not needed, nor that of D's own loss to its images.
   parts = {"generator": 2 * total(g) + total(g[1:])}
   if what == "gan":
     d, v = discriminator_layers(hr_patch, discriminator), vgg_layers(hr_patch, vgg)
@@ -131,5 +135,5 @@ def train_flops(
 
 
 def infer_flops(height: int, width: int, generator: dict[str, int]) -> int:
-  """Operations of RRDBNet on one LR image of height x width."""
+  """Counts the operations of RRDBNet on one LR image of height x width."""
   return sum(flops(layer) for layer in generator_layers(height, width, **generator))

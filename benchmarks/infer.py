@@ -1,10 +1,11 @@
-"""RRDBNet x4 upscaling, ours beside PyTorch and, on a CPU, ONNX Runtime and OpenVINO.
+"""Times RRDBNet x4, ours beside PyTorch and, on a CPU, ONNX Runtime and OpenVINO.
 
   python -m benchmarks.infer [--size 64,128,512] [--batch_size 1,16] [--scaling] [--quick]
 
-The network alone, on images that lie on the device. Each row is a process of its own; their rounds
-are taken in turns. With --scaling also time against batch size and image size, as JSON and, where
-matplotlib is installed, drawn beside it. benchmarks/README.md explains the columns.
+Only the network is timed, on images that lie on the device. Each row is a process of its own; their
+rounds are taken in turns. With --scaling it also measures time against batch size and image size,
+writes it as JSON and, if matplotlib is installed, draws it. benchmarks/README.md explains the
+columns.
 """
 
 import argparse
@@ -108,7 +109,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def ns_per_pixel(seconds: float, batch_size: int, size: int) -> float:
-  """Nanoseconds for a pixel of the SR images."""
+  """Returns the nanoseconds for each pixel of the SR images."""
   return 1e9 * seconds / (batch_size * (flops.SCALE * size) ** 2)
 
 
@@ -121,10 +122,10 @@ def scale(
   seconds: float,
   limit: float,
 ) -> list[dict[str, Any]]:
-  """Times each row along each sweep, one row after the other: two large images fill a card.
+  """Times each row along each sweep, one row after the other, because two large images fill a card.
 
-  A sweep ends at the first point that fails, or that would take longer than `limit` seconds by the
-  pixels it has more than the point before.
+  A sweep ends at the first point that fails, or that would take longer than `limit` seconds if time
+  grew with the pixels since the point before.
 
   Returns:
     Points {'row', 'axis', 'batch_size', 'size', 'seconds', 'ns_per_pixel'}, or with 'reason'

@@ -1,13 +1,14 @@
-"""Examples per second and core: a pack against a PyTorch DataLoader that reads as BasicSR does.
+"""Measures examples per second and core: a pack, and a PyTorch DataLoader that reads like BasicSR.
 
   python -m benchmarks.input [--data DIR] [--quick]
 
-Side by side in one process, in turns. BasicSR's way is PNG sub-images (480, every 240, compression
-3) in files or in LMDB: decode HR and LR whole, to float32, crop, flip, RGB, to a tensor. The pack
-holds the same sub-images. Batches are alike, PyTorch has one thread; a core's second is a second of
-CPU time of the whole process, so that other work on the machine counts little.
+They are measured side by side in one process, in turns. BasicSR's way is PNG sub-images (480, every
+240, compression 3) in files or in LMDB: it decodes HR and LR whole, converts them to float32, crops
+and flips them, swaps BGR to RGB and makes tensors. The pack holds the same sub-images. Batches are
+alike, and PyTorch has one thread. A core's second is a second of CPU time of the whole process, so
+that other work on the machine counts little.
 
-Without torch only the pack is measured; without lmdb that row is left out. cv2 decodes where it is
+Without torch only the pack is measured; without lmdb that row is left out. cv2 decodes if it is
 installed, as in BasicSR, else Pillow.
 """
 
@@ -38,7 +39,7 @@ from sr_jax.data import tf_input
 
 SCALE = 4
 SUB_IMAGES = SubImages(480, 240)
-PNG_COMPRESSION = 3  # of BasicSR's extract_subimages.py
+PNG_COMPRESSION = 3  # as in BasicSR's extract_subimages.py
 
 
 class Row(NamedTuple):
@@ -97,7 +98,7 @@ def lmdb_reader(folder: pathlib.Path) -> Callable[[str, str], bytes]:
 
 
 def decode_bgr(data: bytes) -> np.ndarray:
-  """PNG to float32 [H, W, 3] in [0, 1], BGR."""
+  """Decodes a PNG to float32 [H, W, 3] in [0, 1], BGR."""
   if has("cv2"):
     import cv2
 
@@ -112,7 +113,7 @@ def decode_bgr(data: bytes) -> np.ndarray:
 def torch_batches(
   read: Callable[[str, str], bytes], names: list[str], batch_size: int, lr_patch: int
 ) -> Iterator[Any]:
-  """An endless DataLoader over pairs of PNG images."""
+  """Makes an endless DataLoader over pairs of PNG images."""
   import torch
 
   torch.set_num_threads(1)
@@ -149,7 +150,7 @@ def numpy_batches(pack: Pack, as_float: bool, **options: int) -> Iterator[Any]:
 
 
 def device_batches(pack: Pack, **options: int) -> Iterator[dict[str, jax.Array]]:
-  """Batches by the function that the training step calls."""
+  """Yields batches from the function that the training step calls."""
   arrays, cut = device_input.make_cutter(pack, **options)
   cut = jax.jit(cut)
   return (cut(arrays, np.uint32(step)) for step in itertools.count())
@@ -158,7 +159,7 @@ def device_batches(pack: Pack, **options: int) -> Iterator[dict[str, jax.Array]]
 def make_rows(
   pack: Pack, folder: pathlib.Path, batch_size: int, lr_patch: int
 ) -> tuple[list[Row], list[str]]:
-  """The rows to measure, the pack's first, and why others are left out."""
+  """Returns the rows to measure, those of the pack first, and why others are left out."""
   options = {"batch_size": batch_size, "lr_patch": lr_patch, "seed": 0}
   rows = [
     Row("pack, numpy, uint8", lambda: numpy_batches(pack, False, **options)),
@@ -190,7 +191,7 @@ def make_rows(
 
 
 def measure(row: Row, batch_size: int, seconds: float) -> tuple[float, float]:
-  """Examples per second of CPU time, and of the clock."""
+  """Measures examples per second of CPU time, and per second of the clock."""
   batches = row.open()
   for _ in range(3):  # compiles, fills queues
     jax.block_until_ready(next(batches))
@@ -237,7 +238,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def print_table(results: dict[str, list[tuple[float, float]]], missing: list[str]) -> None:
-  """Prints the medians, and how many times BasicSR's rows each row is."""
+  """Prints the medians, and how many times as fast as BasicSR's rows each row is."""
   per_core = {name: statistics.median(core for core, _ in pairs) for name, pairs in results.items()}
   others = {name: rate for name, rate in per_core.items() if name.startswith("DataLoader")}
   width = max(map(len, results))

@@ -1,9 +1,9 @@
-"""sr_jax's own step and network, made ready to be timed: one side of train.py and infer.py.
+"""Makes sr_jax's own step and network ready to be timed: one side of train.py and infer.py.
 
-The step is `step.make_train_step` with the modules and values that `sr_jax.train` builds from
-configs/esrgan.py:basicsr and esrgan_psnr.py:basicsr. The values stand here once more, since a
-machine to measure on may lack ml_collections, and `configs` and `sr_jax.train` need it:
-tests/benchmarks_train_test.py compares the program with the one that the recipe gives.
+The step is `step.make_train_step` with the modules and values that `sr_jax.training.recipe` builds
+from configs/esrgan.py:basicsr and esrgan_psnr.py:basicsr. The values are repeated here, because a
+machine to measure on may lack ml_collections, which `configs` and `recipe` need.
+tests/timing/benchmarks_train_test.py compares the program with the one that the recipe gives.
 """
 
 import functools
@@ -62,15 +62,15 @@ def make_train(
   hr_patch: int,
   mesh: jax.sharding.Mesh,
 ) -> tuple[Callable[..., TrainState], TrainStep]:
-  """Builds a recipe's step and what makes its state, fresh or of variables of both networks.
+  """Builds a recipe's step, and the function that makes its state, fresh or from given variables.
 
   Args:
     what: 'gan' or 'psnr'.
-    networks: as of `train.py`.
+    networks: the sizes of the networks, as in `train.py`.
     how: more fields of the generator.
-    dtype: of the convolutions.
+    dtype: the dtype of the convolutions.
     hr_patch: side of the HR crops.
-    mesh: of `sharding.create_mesh`.
+    mesh: what `sharding.create_mesh` returned.
   """
   recipe, gan = RECIPES[what], what == "gan"
   generator = make_generator(networks, how, dtype, mesh)
@@ -115,7 +115,7 @@ def draw(shapes: Any) -> Any:
   """Draws variables with numpy: compiling the networks' own initialisers takes longer than timing.
 
   Args:
-    shapes: a tree with shapes for leaves, of `jax.eval_shape`.
+    shapes: a tree with shapes for leaves, as `jax.eval_shape` returns it.
   """
   rng = np.random.default_rng(0)
 
@@ -129,7 +129,7 @@ def draw(shapes: Any) -> Any:
 
 
 def make_batch(batch_size: int, hr_patch: int) -> dict[str, np.ndarray]:
-  """Noise, uint8 as the inputs give it."""
+  """Draws images of noise, uint8 as the inputs of the training give them."""
   rng, side = np.random.default_rng(0), hr_patch // flops.SCALE
   return {
     name: rng.integers(0, 256, (batch_size, n, n, 3), dtype=np.uint8)
@@ -211,7 +211,7 @@ def prepare(row: dict[str, Any], case: dict[str, Any]) -> side_by_side.Prepared:
 
 
 def matmul_rate(dtype: str) -> float:
-  """Operations a second of a product of two large square matrices, by the default precision."""
+  """Measures the operations per second of products of large square matrices, by JAX's default."""
   on_cpu = jax.default_backend() == "cpu"
   n, count = (1024, 4) if on_cpu else (8192, 20)
   a = jnp.ones((n, n), dtype)
@@ -225,7 +225,7 @@ def matmul_rate(dtype: str) -> float:
 
 
 def _program_bytes(program: jax.stages.Compiled) -> int | None:
-  """What the program needs by the compiler's own account: arguments, results, all between."""
+  """Returns the bytes that a program needs by the compiler's account: arguments, results, rest."""
   memory = program.memory_analysis()
   if memory is None:
     return None

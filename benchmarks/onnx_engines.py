@@ -1,7 +1,7 @@
-"""RRDBNet in ONNX Runtime or OpenVINO on a CPU: rows of benchmarks/infer.py.
+"""Runs RRDBNet in ONNX Runtime or OpenVINO on a CPU, for rows of benchmarks/infer.py.
 
-The graph is sr_jax's own export, of random weights. ONNX Runtime computes in float32, OpenVINO also
-in bfloat16, by its hint.
+The graph is sr_jax's own export of random weights. ONNX Runtime computes in float32, OpenVINO also
+in bfloat16 if it is told to.
 """
 
 import resource

@@ -1,15 +1,15 @@
-"""What a recipe's step is on a pod or a GPU: compiled for its chips, without one of them.
+"""Compiles a recipe's step for a pod or a GPU, without having one, and says what is in it.
 
   python -m benchmarks.pod --topology v5e:16x16 [--config configs/esrgan.py] [--crops 4] [--quick]
   python -m benchmarks.pod --topology h100 --config configs/esrgan.py:basicsr --crops 64
 
-Prints what a chip holds and computes in a step, how long the compiler took, and every message
-between the chips, from the compiled program: nothing here is a time of a step.
+It prints what a chip holds and computes in a step, how long the compiler took, and every message
+between the chips. All of this comes from the compiled program; no step is timed.
 
-For a TPU it needs the package libtpu of jax's version (Linux x86_64), installed, or beside the
-others with its library named by TPU_LIBRARY_PATH. For H100s, 'h100' or 'h100:COUNT' of one host, it
-needs the packages jax-cuda12-plugin and jax-cuda12-pjrt of jax's version and nvidia-cuda-nvcc-cu12;
-none of CUDA's libraries, since kernels are not chosen by trying them (a GPU would).
+For a TPU it needs the package libtpu of jax's version (Linux x86_64): installed, or elsewhere with
+its library named by TPU_LIBRARY_PATH. For H100s, 'h100' or 'h100:COUNT' of one host, it needs the
+packages jax-cuda12-plugin and jax-cuda12-pjrt of jax's version and nvidia-cuda-nvcc-cu12. It needs
+none of CUDA's libraries, because kernels are not chosen by trying them, as they are on a GPU.
 """
 
 import argparse
@@ -76,9 +76,9 @@ class Message(NamedTuple):
   """One collective of a compiled program.
 
   Attributes:
-    kind: 'all-reduce', ...
-    arrays: (type, shape) of its results.
-    times: how often a step sends it: the length of the loop that it is in.
+    kind: the name of the operation, 'all-reduce' for example.
+    arrays: (type, shape) of each of its results.
+    times: how often a step sends it, which is the length of the loop that it is in.
   """
 
   kind: str
@@ -95,8 +95,9 @@ def read_messages(program: str, loop_length: int = 1) -> list[Message]:
   """Finds the collectives of a compiled program.
 
   Args:
-    program: its HLO, of `compiled.as_text()`.
-    loop_length: iterations of its loops; the only ones of a step are those over the body's blocks.
+    program: the program's HLO, as `compiled.as_text()` returns it.
+    loop_length: the iterations of its loops; the only loops of a step are those over the body's
+      blocks.
 
   Returns:
     The messages, in the program's order.
@@ -111,7 +112,7 @@ def read_messages(program: str, loop_length: int = 1) -> list[Message]:
 
 
 def count_kernels(program: str, loop_length: int = 1) -> int:
-  """How many kernels a GPU launches for a compiled program; as `read_messages`."""
+  """Counts the kernels that a GPU launches for a compiled program; arguments as `read_messages`."""
   inside = set(re.findall(r"(?:calls|to_apply|condition)=%([\w.\-]+)", program))  # of a kernel
   count = 0
   for computation, line, times in _instructions(program, loop_length):
@@ -122,7 +123,7 @@ def count_kernels(program: str, loop_length: int = 1) -> int:
 
 
 def _instructions(program: str, loop_length: int) -> Iterator[tuple[str, str, int]]:
-  """Each line of a program, with the computation it is in and how often that runs."""
+  """Yields each line of a program, with its computation and how often that runs."""
   bodies = set(re.findall(r"body=%([\w.\-]+)", program))
   computation, times = "", 1
   for line in program.splitlines():
@@ -137,9 +138,9 @@ def compile_step(config: Any, topology: str, crops: int) -> tuple[Any, Stage, fl
   """Compiles a recipe's last stage for a pod.
 
   Args:
-    config: of configs/.
-    topology: as for `find_devices`.
-    crops: of a chip.
+    config: a recipe of configs/.
+    topology: the name of a topology, see `find_devices`.
+    crops: the crops of each chip.
 
   Returns:
     The compiled step, the stage, and the seconds that compiling took.
@@ -164,10 +165,10 @@ def compile_step(config: Any, topology: str, crops: int) -> tuple[Any, Stage, fl
 
 
 def find_devices(topology: str) -> list[Any]:
-  """Returns devices that are not there, of a compiler that is; 'h100:8', or libtpu's 'v5e:4x4'.
+  """Returns devices that exist for the compiler only: 'h100:8', or libtpu's 'v5e:4x4'.
 
   Raises:
-    ImportError: what is to be installed.
+    ImportError: a package is missing; the error says what to install.
   """
   # The compiler is asked for by name. As a backend it would look for a chip, and for a cloud.
   jax.config.update("jax_platforms", "cpu")
@@ -196,7 +197,7 @@ def find_devices(topology: str) -> list[Any]:
 
 
 def describe(config: Any, topology: str, crops: int) -> dict[str, Any]:
-  """Compiles a recipe's step and says what a chip does in it: the numbers that `main` prints."""
+  """Compiles a recipe's step and returns the numbers that `main` prints: what a chip does in it."""
   compiled, stage, seconds = compile_step(config, topology, crops)
   memory = compiled.memory_analysis()
   program, blocks = compiled.as_text(), config.generator.kwargs.blocks

@@ -3,8 +3,8 @@
   python -m benchmarks.precision --config configs/esrgan_psnr.py:basicsr --source DIR --held_out DIR
       [--steps 500] [--config.FIELD=VALUE ...]
 
-Both runs see the same crops in the same order. What is left over goes to `sr_jax.main` as it is. A
-second call goes on where a first one was stopped.
+Both runs see the same crops in the same order. Arguments that are not listed here go to
+`sr_jax.main` unchanged. A second call goes on where the first one was stopped.
 """
 
 import argparse
@@ -69,11 +69,11 @@ def compare(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
   """Returns the last scores and the mean losses of the last fifth of the steps.
 
   Args:
-    runs: by dtype, the lines of metrics.jsonl.
+    runs: {dtype: the lines of the run's metrics.jsonl}.
 
   Returns:
-    {'psnr_y': {dtype: dB}, 'loss_g': {dtype: mean}, ...}, and 'psnr_y_difference', bfloat16's less
-    float32's.
+    {'psnr_y': {dtype: dB}, 'loss_g': {dtype: mean}, ...}, and 'psnr_y_difference', bfloat16's score
+    minus float32's.
   """
   result: dict[str, Any] = {}
   for dtype, lines in runs.items():

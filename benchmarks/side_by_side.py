@@ -1,13 +1,13 @@
 """Times several programs of one case in turns, each in a process of its own that stays alive.
 
-JAX and PyTorch do not share a card's memory well within a process, and a machine's clock drifts: so
+JAX and PyTorch do not share a card's memory well within a process, and a machine's clock drifts. So
 each row of a table is a worker, `python -m benchmarks.side_by_side`, that makes the case ready and
-then waits. It times one round when it is told to, and no other works meanwhile; a round of one
-row lies beside the same round of the others.
+then waits. It times one round when it is told to, while no other worker works, so that a round of
+one row is next in time to the same round of the others.
 
-A worker reads JSON, a line a request, and answers in lines of JSON: first its row, then
-{"case": ...} makes ready (and answers with facts), {"round": true} times a round. What cannot be
-done is answered with {"error": why}.
+A worker reads requests, one on each line, and answers in lines, all of them JSON. Its row is on the
+first line, before all requests. {"case": ...} makes a case ready and is answered with facts;
+{"round": true} times a round. If a request cannot be carried out, the answer is {"error": why}.
 """
 
 import argparse
@@ -51,10 +51,12 @@ class Prepared(NamedTuple):
   """A case made ready in a worker.
 
   Attributes:
-    run: does so many steps, waits for the last and returns a number that must be finite.
-    peak_bytes: largest memory so far, of the device, or of the process on a CPU.
+    run: a function that does so many steps, waits for the last one and returns a number, which must
+      be finite.
+    peak_bytes: a function that returns the largest memory so far, of the device, or of the process
+      on a CPU.
     facts: JSON values for the row.
-    matmul: operations per second of a large matrix product, measured now, where there is one.
+    matmul: a function that measures the operations per second of a large matrix product, or None.
   """
 
   run: Callable[[int], float]
@@ -71,7 +73,7 @@ def has(module: str) -> bool:
 
 
 def serve() -> None:
-  """Answers requests until there are no more, as when the program that asks has died."""
+  """Answers requests until there are no more, which is also so if the asking program has died."""
   answers = os.fdopen(os.dup(1), "w")
   os.dup2(2, 1)  # what libraries print is no answer
   row = json.loads(sys.stdin.readline())
@@ -90,7 +92,7 @@ def serve() -> None:
         answer = {"seconds": seconds, "cpu_seconds": cpu_seconds}
         if prepared.matmul and request["matmul"]:
           answer["matmul_flops"] = prepared.matmul()
-    except Exception as error:  # for the table: out of memory, a network that does not fit, ...
+    except Exception as error:  # the table shows it: out of memory, a network that is too large
       answer = {
         "error": f"{type(error).__name__}: {str(error).strip() or '?'}".splitlines()[0][:300]
       }
@@ -98,7 +100,7 @@ def serve() -> None:
 
 
 def time_steps(run: Callable[[int], float], steps: int) -> tuple[float, float]:
-  """Seconds a step, of the clock and of CPU time."""
+  """Measures the seconds for each step, of the clock and of CPU time."""
   begin, cpu = time.perf_counter(), time.process_time()
   value = run(steps)
   seconds, cpu_seconds = time.perf_counter() - begin, time.process_time() - cpu
@@ -108,7 +110,7 @@ def time_steps(run: Callable[[int], float], steps: int) -> tuple[float, float]:
 
 
 def warm_up(run: Callable[[int], float], seconds: float) -> int:
-  """Runs until all is compiled and chosen; returns how many steps make a round of `seconds`."""
+  """Runs until everything is compiled; returns how many steps make a round of `seconds`."""
   once, _ = time_steps(run, 1)
   if once < 0.5:  # CUDA graphs are recorded in the second and third call
     time_steps(run, 5)
@@ -120,14 +122,14 @@ def warm_up(run: Callable[[int], float], seconds: float) -> int:
 
 
 class Worker:
-  """The process of a row."""
+  """The process that measures a row."""
 
   def __init__(self, row: Mapping[str, Any], environment: Mapping[str, str] | None = None):
     self._log = tempfile.TemporaryFile("w+")
     # The card is shared by living workers: JAX must not take three quarters of it at its start.
     env = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ, **row.get("environment", {})}
     env |= environment or {}
-    self._process = subprocess.Popen(
+    self.process = subprocess.Popen(
       [sys.executable, "-m", "benchmarks.side_by_side"],
       stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True, cwd=ROOT, env=env,
     )  # fmt: skip
@@ -135,32 +137,32 @@ class Worker:
 
   def _send(self, message: Mapping[str, Any]) -> None:
     try:
-      self._process.stdin.write(json.dumps(message) + "\n")
-      self._process.stdin.flush()
+      self.process.stdin.write(json.dumps(message) + "\n")
+      self.process.stdin.flush()
     except BrokenPipeError:
       pass  # it died; `ask` says how
 
   def ask(self, **request: Any) -> dict[str, Any]:
     """Sends a request and waits for the answer."""
     self._send(request)
-    line = self._process.stdout.readline()
+    line = self.process.stdout.readline()
     if line:
       return json.loads(line)
-    status = self._process.wait()
+    status = self.process.wait()
     self._log.seek(0)
     last = (self._log.read().strip().splitlines() or ["it said nothing"])[-1]
     return {"error": f"its process ended with status {status}: {last[:300]}"}
 
   def close(self) -> None:
     try:
-      self._process.stdin.close()
-      self._process.wait(timeout=30)
+      self.process.stdin.close()
+      self.process.wait(timeout=30)
     except BrokenPipeError:
-      self._process.wait()
+      self.process.wait()
     except subprocess.TimeoutExpired:
-      self._process.kill()
-      self._process.wait()
-    self._process.stdout.close()
+      self.process.kill()
+      self.process.wait()
+    self.process.stdout.close()
     self._log.close()
 
 
@@ -175,17 +177,18 @@ def measure(
   """Times rows of a case in turns.
 
   Args:
-    rows: JSON for the workers, with 'name' and 'framework'; JAX's first, whose platform the others
-      must be on.
-    case: JSON for the workers.
-    rounds: how many.
-    seconds: about so long is a round of each row.
-    cold_start: JAX's rows get an empty folder for compiled programs and, where they are 'kept', a
-      second process that compiles again from it: 'compile_s' and 'cached_compile_s'.
+    rows: JSON values for the workers, with 'name' and 'framework'. JAX's rows come first, and the
+      others must be on the same platform.
+    case: JSON values for the workers.
+    rounds: the number of rounds.
+    seconds: how long a round of each row should take, about.
+    cold_start: whether JAX's rows get an empty folder for compiled programs and, if programs are
+      'kept', a second process that compiles from it: 'compile_s' and 'cached_compile_s'.
 
   Returns:
-    The rows with what was measured: 'seconds' a step, 'cpu_seconds', JAX's 'matmul_flops' a
-    second, each a median and with '_of_rounds' all; the worker's facts. Or 'reason', why not.
+    The rows with what was measured: 'seconds' and 'cpu_seconds' for each step and, for JAX,
+    'matmul_flops' per second, each as the median, and with '_of_rounds' in the name as a list; and
+    the worker's facts. A row that could not be measured has the 'reason' instead.
   """
   results = [dict(row) for row in rows]
   workers: dict[int, Worker] = {}
@@ -232,7 +235,7 @@ def measure(
 
 
 def _why_not(row: Mapping[str, Any], before: Iterable[Mapping[str, Any]]) -> str:
-  """Why a row cannot stand beside those before it; '' where it can."""
+  """Says why a row cannot be compared with those before it; '' if it can."""
   if not has(row["framework"]):
     return f"no {row['framework']} is installed"
   ours = next((r for r in before if r["framework"] == "jax" and "platform" in r), None)
@@ -258,14 +261,14 @@ def _program_cache(folder: str) -> dict[str, str]:
 def add_summary(results: Sequence[dict[str, Any]], batch_size: int, flops: int) -> None:
   """Adds what follows from the times to the rows that `measure` could measure.
 
-  'images_per_second'; 'ratios', how many times as fast as each row that is not JAX's; 'tflops' a
-  second; 'matmul_share', of the rate that JAX's matmul had in the row's dtype, None where none was
-  measured.
+  This is 'images_per_second'; 'ratios', how many times as fast as each row that is not JAX's;
+  'tflops' per second; and 'matmul_share', the share of the rate that JAX's matmul had in the row's
+  dtype, None if no rate was measured.
 
   Args:
-    results: of `measure`.
-    batch_size: images of a step.
-    flops: operations of a step.
+    results: the rows that `measure` returned.
+    batch_size: the images of a step.
+    flops: the operations of a step.
   """
   measured = [row for row in results if "reason" not in row]
   others = {row["name"]: row["seconds"] for row in measured if row["framework"] != "jax"}
@@ -282,7 +285,7 @@ def add_summary(results: Sequence[dict[str, Any]], batch_size: int, flops: int) 
 
 
 def check_measured(cases: Iterable[Mapping[str, Any]]) -> None:
-  """Raises ValueError where no row of any case was measured."""
+  """Raises ValueError if no row of any case was measured."""
   if all("reason" in row for case in cases for row in case["rows"]):
     raise ValueError("nothing was measured; the reasons are above")
 
@@ -305,7 +308,7 @@ def print_table(
 
 
 def number(value: float | None, digits: int = 3) -> str:
-  """A cell: so many significant digits, '-' for what is not there."""
+  """Formats a cell with so many significant digits; '-' for a value that is not there."""
   if value is None:
     return "-"
   rounded = float(f"{value:.{digits}g}")
@@ -315,7 +318,7 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def columns(results: Iterable[Mapping[str, Any]]) -> dict[str, Callable[[Mapping[str, Any]], str]]:
-  """The columns that both benchmarks print, for `print_table`."""
+  """Returns the columns that both benchmarks print, for `print_table`."""
   others = [row["name"] for row in results if row["framework"] != "jax" and "reason" not in row]
   return {
     "ms": lambda row: number(1000 * row["seconds"]),
@@ -333,7 +336,7 @@ def columns(results: Iterable[Mapping[str, Any]]) -> dict[str, Callable[[Mapping
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, seconds: float) -> None:
-  """Adds what the benchmarks that measure rows in turns have alike."""
+  """Adds the arguments that all benchmarks have which measure rows in turns."""
   parser.add_argument("--dtype", default="float32,bfloat16", help="of sr_jax's convolutions")
   parser.add_argument("--torch", help="modes of torch_esrgan.py, or none; default: the device's")
   parser.add_argument(
@@ -354,7 +357,8 @@ def parse_generators(texts: Sequence[str], default: Mapping[str, int]) -> list[d
   """Parses each 'field=value,field=value' over the default; values are numbers, true, false, text.
 
   Raises:
-    ValueError: not so written; a field that the other side lacks; two texts of two networks.
+    ValueError: the text has another form, or a field that the other side lacks, or several texts
+      are of different networks.
   """
   parsed = []
   for text in texts or [""]:
@@ -385,10 +389,10 @@ def jax_rows(
   default: Mapping[str, int],
   environments: Sequence[str] = (),
 ) -> list[dict]:
-  """A row for each dtype and way to compute the generator, as it is and in each environment.
+  """Makes a row for each dtype and way to compute the generator, as it is and in each environment.
 
   Raises:
-    ValueError: an environment that is not 'NAME=VALUE'.
+    ValueError: an environment is not of the form NAME=VALUE.
   """
   rows = []
   for dtype in dtypes:
@@ -409,7 +413,7 @@ def jax_rows(
 
 
 def torch_rows(text: str | None, quick: bool) -> list[dict[str, str]]:
-  """A row for each mode of --torch; of `None` for the modes that suit the device."""
+  """Makes a row for each mode of --torch; for None, for the modes that suit the device."""
   if text == "none":
     return []
   modes = choose("--torch", text, TORCH_DTYPES) if text else _default_modes(quick)
@@ -420,7 +424,7 @@ def torch_rows(text: str | None, quick: bool) -> list[dict[str, str]]:
 
 
 def _default_modes(quick: bool) -> list[str]:
-  """Asks for CUDA in a process of its own, which ends: this one holds nothing of a card."""
+  """Asks for CUDA in a process of its own, so that this one holds nothing of a card."""
   if quick:
     return ["basicsr"]
   question = "import torch, sys; sys.exit(not torch.cuda.is_available())"
@@ -450,7 +454,7 @@ def positive(flag: str, text: str) -> list[int]:
 
 
 def machine() -> dict[str, Any]:
-  """What the numbers were measured on."""
+  """Describes the machine that the numbers are measured on."""
   cpu = platform.processor() or platform.machine()
   try:
     with open("/proc/cpuinfo") as file:

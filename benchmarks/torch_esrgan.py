@@ -10,7 +10,7 @@ go from what it runs as shipped to what PyTorch can do:
     program, so its two forward passes of the fakes become one: four a step.
   compile-max: the same with mode='max-autotune', which takes minutes to compile.
 
-In inference amp and compile hold bfloat16 weights: no casts.
+In inference, amp and compile hold bfloat16 weights, so that there are no casts.
 """
 
 import contextlib

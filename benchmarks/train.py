@@ -2,10 +2,11 @@
 
   python -m benchmarks.train [--what gan,psnr] [--batch_size 16,64] [--quick]
 
-What is timed is the step that `sr_jax.train` runs (benchmarks/jax_esrgan.py) and BasicSR's in the
-modes of benchmarks/torch_esrgan.py, on synthetic batches that lie on the device. Each row is a
+What is timed is the step that training runs (`sr_jax.training.step`, by benchmarks/jax_esrgan.py)
+and BasicSR's in the modes of benchmarks/torch_esrgan.py, on synthetic batches that lie on the
+device. Each row is a
 process of its own; their rounds are taken in turns. benchmarks/README.md explains the columns.
-Without torch ours is measured alone.
+Without torch, only ours is measured.
 """
 
 import argparse

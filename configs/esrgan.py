@@ -19,7 +19,7 @@ Variants:
     of the means detached in the discriminator; first stage with cosine restarts.
   residual: the paper's ablation, 16 plain residual blocks instead of 23 RRDBs.
   demo: both stages on installed photographs in under five minutes on two CPU cores, with VGG16's
-    features. It shows that everything runs; it is not ESRGAN's quality.
+    features. It shows that everything runs, not how good ESRGAN can be.
 """
 
 from ml_collections import config_dict
@@ -29,7 +29,14 @@ from configs import esrgan_psnr
 
 
 def get_config(variant: str = "") -> config_dict.ConfigDict:
-  """Returns the recipe; variant is '', 'basicsr', 'demo' or 'residual'."""
+  """Returns the recipe.
+
+  Args:
+    variant: '', 'basicsr', 'demo' or 'residual'.
+
+  Raises:
+    UserError: the recipe has no such variant.
+  """
   config = common.get_config()
   config.psnr = esrgan_psnr.get_config(variant)
   config.total_steps = 400_000
@@ -45,7 +52,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
   config.adversarial.weight = 5e-3  # lambda, eq. 3
   config.adversarial.loss = "ragan"
   config.adversarial.discriminator_weight = 1.0
-  config.checkpoint.best_metric = ""  # PSNR falls in this stage, the start would be best
+  config.checkpoint.best_metric = ""  # PSNR falls in this stage, so its start would be best
   config.learning_rate.schedule = "multi_step"
   config.learning_rate.base = 1e-4
   config.learning_rate.milestones = (50_000, 100_000, 200_000, 300_000)

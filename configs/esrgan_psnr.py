@@ -23,7 +23,14 @@ from configs import common
 
 
 def get_config(variant: str = "") -> config_dict.ConfigDict:
-  """Returns the recipe; variant is '', 'basicsr', 'demo' or 'residual'."""
+  """Returns the recipe.
+
+  Args:
+    variant: '', 'basicsr', 'demo' or 'residual'.
+
+  Raises:
+    UserError: the recipe has no such variant.
+  """
   config = common.get_config()
   config.total_steps = 1_000_000
   config.data.batch_size = 16

@@ -29,7 +29,14 @@ from configs import srresnet
 
 
 def get_config(variant: str = "") -> config_dict.ConfigDict:
-  """Returns the recipe; variant is '', 'basicsr' or 'demo'."""
+  """Returns the recipe.
+
+  Args:
+    variant: '', 'basicsr' or 'demo'.
+
+  Raises:
+    UserError: the recipe has no such variant.
+  """
   config = common.get_config()
   config.psnr = srresnet.get_config(variant)
   config.total_steps = 200_000
@@ -44,7 +51,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
   config.perceptual.magnitude = "caffe"
   config.adversarial.weight = 1e-3
   config.adversarial.loss = "vanilla"
-  config.checkpoint.best_metric = ""  # PSNR falls in this stage, the start would be best
+  config.checkpoint.best_metric = ""  # PSNR falls in this stage, so its start would be best
   config.learning_rate.schedule = "multi_step"
   config.learning_rate.base = 1e-4
   config.learning_rate.milestones = (100_000,)

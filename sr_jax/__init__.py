@@ -4,11 +4,12 @@ __version__ = "0.1.0"
 
 
 class UserError(ValueError):
-  """An error that the user can mend: a setting, a file, an argument. Programs print one line.
+  """An error that the user can mend: a setting, a file, an argument.
 
-  Any other exception is a fault of the code, and keeps its traceback.
+  The programs print it in one line. Any other exception, except OSError, is a fault of the code and
+  keeps its traceback.
   """
 
 
 class MissingPackageError(UserError, ImportError):
-  """A package that was asked for is not installed; the message names it."""
+  """The error of a package that is needed and not installed; the message names it."""

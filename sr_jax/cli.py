@@ -1,4 +1,4 @@
-"""What all programs share: the cache of compiled programs, and errors of one line."""
+"""What all programs share: they keep compiled programs, and report errors in one line."""
 
 import functools
 import os
@@ -12,7 +12,7 @@ from sr_jax.machine import cache
 
 
 def guarded(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]], None]:
-  """Wraps a program's `main`: an error that the user can mend prints one line, exit status 1.
+  """Wraps a program's `main`: an error that the user can mend prints one line and exits with 1.
 
   Such errors are UserError and OSError (no such file, no permission, a full disk); with
   SR_JAX_TRACEBACK=1 in the environment they print their traceback too. Anything else is a bug and

@@ -5,8 +5,8 @@
   python -m sr_jax.convert --input model.pth --output model.onnx --dtype float16
   python -m sr_jax.convert --inspect model.pth
 
-The suffixes say which form: .safetensors, .pth, .npz, .onnx, .stablehlo, or a run's folder. The
-names of a generator's weights may be in any of ESRGAN's dialects.
+The suffix names the form: .safetensors, .pth, .npz, .onnx or .stablehlo; without a suffix it is a
+run's folder. The names of a generator's weights may be in any of ESRGAN's dialects.
 """
 
 import argparse

@@ -5,8 +5,9 @@
 
 The protocol: HR is cropped to a multiple of the scale; LR is MATLAB's bicubic of it, rounded to
 uint8; the SR image is clipped, rounded to uint8 and saved, and what is saved is scored; `scale`
-pixels are cut from each side; PSNR and SSIM of RGB and of Y (BT.601, studio range), LPIPS and NIQE;
-the mean over the images of a set. The Y of a grey file is its values, and it has no RGB scores.
+pixels are cut from each side. The scores are PSNR and SSIM of RGB and of Y (BT.601, studio range),
+LPIPS and NIQE, each the mean over the images of a set. The Y of a grey file is its values, and it
+has no RGB scores.
 
 OUT gets the SR images, results.json of each model, the table (.md, .csv, .json), report.html, which
 opens offline, and comparison.png.
@@ -40,8 +41,8 @@ from sr_jax.upscaling import upscaler
 def _load_upscaler(
   spec: str, scale: int, choice: str
 ) -> tuple[upscaler.Upscaler, int, dict[str, str]]:
-  """Returns the upscaler, its scale, and what the report says of the model."""
-  if spec == "bicubic":
+  """Returns the upscaler, its scale, and what the report says about the model."""
+  if spec == upscaler.BASELINE:
     return upscaler.bicubic_upscaler(scale), scale, {"model": "MATLAB's bicubic"}
   model = read_model(spec)
   module = build_generator(model.name, model.kwargs)
@@ -62,7 +63,7 @@ def _load_upscaler(
 
 
 def split_label(spec: str) -> tuple[str, str]:
-  """Splits 'LABEL=MODEL'; without a label it is the file's stem or the run's last folders."""
+  """Splits 'LABEL=MODEL'; the default label is the file's stem or the run's last two folders."""
   path = pathlib.Path(spec)
   if "=" in spec and not path.exists():
     label, _, model = spec.partition("=")
@@ -76,7 +77,7 @@ def split_label(spec: str) -> tuple[str, str]:
 def _check_distinct(flag: str, names: list[Any], remedy: str) -> None:
   for name in names:
     if names.count(name) > 1:
-      raise UserError(f"{flag} names two {name}, and one would overwrite the other; {remedy}")
+      raise UserError(f"{flag}: two entries would both write to {name}; {remedy}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -122,7 +123,7 @@ def main(argv: Sequence[str]) -> None:
   folders = [output]
   if len(models) > 1:
     folders = [safe_output_path(output, label) for label, _ in models]
-    _check_distinct("--model", folders, "give each its name: LABEL=MODEL")
+    _check_distinct("--model", folders, "give each a name of its own: LABEL=MODEL")
   upscalers, scales, facts = {}, {}, {}
   for label, spec in models:
     upscalers[label], scales[label], facts[label] = _load_upscaler(spec, args.scale, args.engine)
@@ -135,7 +136,7 @@ def main(argv: Sequence[str]) -> None:
   data = args.data.split(",")
   test_sets = [open_test_set(spec, scale) for spec in data]
   set_names = [set_name for set_name, _, _ in test_sets]
-  _check_distinct("--data", set_names, "results are by the folder's name; rename one")
+  _check_distinct("--data", set_names, "results have the name of the folder, so rename one")
   for spec, set_name in zip(data, set_names, strict=True):
     for folder in folders:
       _check_apart(folder / set_name, spec)
@@ -166,14 +167,14 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _check_apart(target: pathlib.Path, data: str) -> None:
-  """Refuses to write SR images where the HR images lie: they have the same names."""
+  """Refuses to write SR images to where the HR images are, since they have the same names."""
   source, target = pathlib.Path(data).expanduser(), target.resolve()
   if source.is_dir():
     source = source.resolve()
     if target == source or target.is_relative_to(source) or source.is_relative_to(target):
       raise UserError(
-        f"--output would write SR images into {target}, which is or holds or lies in --data="
-        f"{data}; choose another folder, so that no photograph is overwritten"
+        f"--output would write SR images into {target}, which overlaps --data={data}; choose a "
+        "folder outside it"
       )
 
 

@@ -57,12 +57,13 @@ _SHARED = (
 def share_overrides(config: config_dict.ConfigDict, overrides: dict) -> None:
   """Applies overrides of the command line to the first stage too.
 
-  Where other images replace the TFDS data set of a recipe, its held-out images are not used
-  either: no images are scored, unless `eval.source` is given.
+  If other images replace the TFDS data set of a recipe, its held-out images are not used either:
+  no images are scored, unless `eval.source` is given.
 
   Args:
-    config: the recipe, changed.
-    overrides: {dotted field: value} of the command line. One of `psnr.*` goes before a shared one.
+    config: the recipe, which is changed.
+    overrides: {dotted field: value} from the command line. An override of `psnr.FIELD` takes
+      precedence over one of FIELD.
   """
   given, held_out = overrides.get("data.source", ""), str(config.eval.source)
   if given and not given.startswith("tfds:") and held_out.startswith("tfds:"):
@@ -81,7 +82,7 @@ def share_overrides(config: config_dict.ConfigDict, overrides: dict) -> None:
 
 
 def default_workdir(config_file: str) -> str:
-  """configs/esrgan.py:demo -> runs/esrgan-demo."""
+  """Returns the default folder of a run: configs/esrgan.py:demo -> runs/esrgan-demo."""
   path, _, variant = config_file.partition(":")
   return f"runs/{pathlib.Path(path).stem}{'-' + variant if variant else ''}"
 

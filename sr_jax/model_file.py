@@ -1,4 +1,4 @@
-"""Where `load_model` was in version 0; it is in `sr_jax.models` now."""
+"""The place of `load_model` in version 0; it is in `sr_jax.models` now."""
 
 import warnings
 from typing import Any
@@ -7,10 +7,10 @@ from sr_jax import models
 
 
 def load_model(*arguments: Any, **named: Any) -> Any:
-  """`sr_jax.models.load_model`, for one version more."""
+  """Calls `sr_jax.models.load_model`; this name stays for one more version."""
   warnings.warn(
-    "sr_jax.model_file.load_model is sr_jax.models.load_model now; this name goes with the next "
-    "version",
+    "sr_jax.model_file.load_model has moved to sr_jax.models.load_model; the next version removes "
+    "the old name",
     DeprecationWarning,
     stacklevel=2,
   )

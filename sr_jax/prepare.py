@@ -5,9 +5,9 @@
   python -m sr_jax.prepare --verify packs/div2k
   python -m sr_jax.main --config configs/esrgan.py --config.data.source=packs/div2k
 
-Training that is given images does the same by itself, into its cache. A pack can be copied to other
-machines and holds the sha256 of each image. Run again, the same command does nothing, or goes on
-where it was interrupted.
+Training on images does the same by itself, into its cache. A pack can be copied to other machines,
+and holds the sha256 of each image. If you run the same command again, it goes on where it was
+interrupted, or does nothing.
 """
 
 import argparse
@@ -31,10 +31,10 @@ BASICSR_SUB_IMAGES = "480/240"  # 32,592 of DIV2K's 800 images
 
 
 def parse_sub_images(text: str) -> SubImages | None:
-  """Reads SIZE/STEP in HR pixels; '' is None.
+  """Reads SIZE/STEP in HR pixels; returns None for ''.
 
   Raises:
-    UserError: another form.
+    UserError: the text has another form.
   """
   if not text:
     return None
@@ -48,7 +48,7 @@ def verify(folder: pathlib.Path) -> Pack:
   """Compares a pack with its manifest.
 
   Raises:
-    UserError: it is not a pack, or images differ from their sha256; names them.
+    UserError: it is not a pack, or images differ from their sha256; the error names them.
   """
   if not is_pack(folder):
     raise UserError(f"{folder} must be a pack, a folder with {', '.join(FILES)}")
@@ -88,7 +88,7 @@ def main(argv: Sequence[str]) -> None:
   )
   parser.add_argument("--input", help="images, in one of the forms below")
   parser.add_argument(
-    "--lr_input", default="", help="folder of their LR images; made where it is not given"
+    "--lr_input", default="", help="folder of their LR images; by default LR images are made"
   )
   parser.add_argument("--output", metavar="PACK", help="new folder; appears when it is complete")
   parser.add_argument("--scale", type=int, default=4, help="HR size / LR size")

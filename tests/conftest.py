@@ -7,14 +7,16 @@ import shutil
 import tempfile
 
 # Before jax starts: tests of sharding need several devices, and results must not depend on a GPU.
-# LLVM's costly optimizations take longer than they save: most programs here run once.
+# To optimize takes longer than it saves: most programs here run a few times.
 os.environ["XLA_FLAGS"] = (
-  "--xla_backend_optimization_level=1 "
+  "--xla_backend_optimization_level=0 "
   + os.environ.get("XLA_FLAGS", "")
   + " --xla_force_host_platform_device_count=8"
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
+# oneDNN's programs cannot be kept, and each process would try it first. Its own tests ask for it.
+os.environ["SR_JAX_ONEDNN"] = "0"
 
 # Tests compile the same programs again and again, some in processes of their own: once is enough.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:

@@ -56,6 +56,7 @@ import jax
 import numpy as np
 from configs import espcn
 from sr_jax import convert, evaluate
+from sr_jax.data.sources import open_source
 from sr_jax.models import load_model
 from sr_jax.training.run import train_and_evaluate
 
@@ -72,7 +73,11 @@ evaluate.main(
 )
 convert.main(["--input", "run", "--output", "model.msgpack"])
 convert.main(["--inspect", "model.msgpack"])
-convert.main(["--input", "model.msgpack", "--output", "model.safetensors"])
+convert.main(["--input", "model.msgpack", "--output", "model.safetensors", "--card"])
+try:
+  open_source("nowhere")
+except ValueError as error:
+  print(error)
 try:
   convert.main(["--input", "run", "--output", "model.onnx"])
 except ValueError as error:
@@ -103,6 +108,7 @@ def test_all_of_them_work_together(tmp_path):
   assert ran.returncode == 0, ran.stderr[-3000:]
   assert re.search(r"bicubic .*\bmae\b|model .*\bmae\b", ran.stdout)
   assert "espcn" in ran.stdout  # the inspection
+  assert "list:FILE" in ran.stderr + ran.stdout  # in the error about a source that is none
   if "pip install onnx" not in ran.stdout:
     assert re.search(r"refused: .*no \.onnx of the network 'espcn'", ran.stdout)
   assert '"mae": "mean absolute error of 8-bit values"' in (root / "out/table.json").read_text()

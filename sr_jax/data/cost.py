@@ -1,4 +1,4 @@
-"""What decoding a source takes: megapixels, room on the disk, memory."""
+"""Estimates what decoding a source takes: megapixels, room on the disk, memory."""
 
 from typing import NamedTuple
 
@@ -7,16 +7,16 @@ from sr_jax.machine import cpus
 
 
 class Cost(NamedTuple):
-  """What the decoding of a source takes, from the headers of its files."""
+  """What the decoding of a source takes, estimated from the headers of its files."""
 
-  images: int
-  pixels: int  # of HR
-  disk_bytes: int  # of the pack
-  ram_bytes: int  # at most, with the given number of threads
+  images: int  # number of images
+  pixels: int  # pixels of all HR images together
+  disk_bytes: int  # bytes of the pack
+  ram_bytes: int  # bytes of memory, at most, with the given number of threads
 
 
 def decoding_threads() -> int:
-  """How many threads decode by default."""
+  """Returns how many threads decode by default: one for each CPU, at most 16."""
   return min(16, cpus.available())
 
 
@@ -24,9 +24,9 @@ def decoding_cost(source: Source, scale: int, threads: int = 0) -> Cost | None:
   """Estimate what decoding a source takes, from its files' headers.
 
   Args:
-    source: of `open_source`.
+    source: what `open_source` returned.
     scale: HR size / LR size.
-    threads: as for `write_pack`.
+    threads: the number of threads that decode; 0 for one per CPU, at most 16.
 
   Returns:
     The cost; None where the source cannot say sizes without decoding (TFDS).

@@ -7,6 +7,8 @@ among the devices, which then exchange crops, uint8, once a step.
 """
 
 from collections.abc import Callable
+import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -78,55 +80,85 @@ def make_cutter(
   lengths = {
     key: segment_length(flat.size, parts) for key, flat in (("lr", pack.lr), ("hr", pack.hr))
   }
+  cutter = _Cutter(
+    batch_size, lr_patch, seed, n_images, scale, tuple(lengths.values()), sharding, axes
+  )
+  return _put_pack(pack, lr_patch, lengths, parts, axes, sharding), cutter.cut_step
 
-  def cut(arrays: Arrays, plan: sampling.Plan) -> Arrays:
+
+@dataclasses.dataclass(frozen=True)
+class _Cutter:
+  """Cuts a batch out of the arrays of `_put_pack`, within a jitted function.
+
+  Attributes:
+    batch_size: of the global batch.
+    lr_patch: side of the LR crops in pixels.
+    seed: of the run.
+    n_images: in the pack.
+    scale: of the pack.
+    lengths: bytes of a segment of the LR and of the HR pixels.
+    sharding: of the batches, or None for one device.
+    axes: the names of the mesh's axes that the pack is divided over; None where each device has
+      all of it.
+  """
+
+  batch_size: int
+  lr_patch: int
+  seed: int
+  n_images: int
+  scale: int
+  lengths: tuple[int, int]
+  sharding: NamedSharding | None
+  axes: Any
+
+  def cut_step(self, arrays: Arrays, step: Any) -> Arrays:
+    """The batch of a step."""
+    epoch, position = sampling.traced_positions(jnp, step, self.batch_size, self.n_images)
+    plan = sampling.example_plan(jnp, self.seed, epoch, position, arrays["lr_sizes"], self.lr_patch)
+    # Without the barrier XLA's CPU compiler works a pixel's plan out anew for each pixel.
+    plan = jax.lax.optimization_barrier(plan)
+    if self.axes is not None:
+      spec = {key: PartitionSpec(self.axes if key in ("lr", "hr") else None) for key in arrays}
+      exchange = jax.shard_map(
+        self._cut_shared,
+        mesh=self.sharding.mesh,
+        in_specs=(spec, PartitionSpec()),
+        out_specs=PartitionSpec(self.axes),
+      )
+      return exchange(arrays, plan)
+    if self.sharding is not None:  # or each device would cut the whole batch
+      rows = NamedSharding(self.sharding.mesh, PartitionSpec(*self.sharding.spec[:1]))
+      plan = jax.lax.with_sharding_constraint(plan, rows)
+    return self._cut(arrays, plan)
+
+  def _cut_shared(self, arrays: Arrays, plan: sampling.Plan) -> Arrays:
+    # Each device cuts what it has of the whole batch, zeros elsewhere; the sum is the batch.
+    batch = self._cut(arrays, plan)
+    flat = [crops.reshape(self.batch_size, -1) for crops in batch.values()]
+    with jax.named_scope("exchange_crops"):
+      flat = jax.lax.psum_scatter(jnp.concatenate(flat, axis=1), self.axes, tiled=True)
+    parts = jnp.split(flat, [batch["lr"][0].size], axis=1)
+    return {
+      key: part.reshape(-1, *crops.shape[1:])
+      for (key, crops), part in zip(batch.items(), parts, strict=True)
+    }
+
+  def _cut(self, arrays: Arrays, plan: sampling.Plan) -> Arrays:
     pitch, batch = arrays["lr_pitch"][plan.image], {}
-    for key, factor in (("lr", 1), ("hr", scale)):
-      first = arrays[f"{key}_segment"][plan.image], arrays[f"{key}_byte"][plan.image]
+    for key, factor, length in zip(("lr", "hr"), (1, self.scale), self.lengths, strict=True):
       segment, byte = row_addresses(
         jnp,
-        *first,
+        arrays[f"{key}_segment"][plan.image],
+        arrays[f"{key}_byte"][plan.image],
         pitch * factor,
         plan.y * factor,
         plan.x * factor,
-        lr_patch * factor,
-        lengths[key],
+        self.lr_patch * factor,
+        length,
       )
-      crops = _crops(arrays[key], segment, byte, lr_patch * factor, axes)
+      crops = _crops(arrays[key], segment, byte, self.lr_patch * factor, self.axes)
       batch[key] = _dihedral(crops, plan.dihedral)
     return batch
-
-  def cut_shared(arrays: Arrays, plan: sampling.Plan) -> Arrays:
-    # Each device cuts what it has of the whole batch, zeros elsewhere; the sum is the batch.
-    batch = cut(arrays, plan)
-    keys, flat = list(batch), [crops.reshape(batch_size, -1) for crops in batch.values()]
-    with jax.named_scope("exchange_crops"):
-      flat = jax.lax.psum_scatter(jnp.concatenate(flat, axis=1), axes, tiled=True)
-    split = jnp.split(flat, [batch[keys[0]][0].size], axis=1)
-    return {
-      key: part.reshape(-1, *batch[key].shape[1:]) for key, part in zip(keys, split, strict=True)
-    }
-
-  def cut_placed(arrays: Arrays, step: Any) -> Arrays:
-    epoch, position = sampling.traced_positions(jnp, step, batch_size, n_images)
-    plan = sampling.example_plan(jnp, seed, epoch, position, arrays["lr_sizes"], lr_patch)
-    # Without the barrier XLA's CPU compiler works a pixel's plan out anew for each pixel.
-    plan = jax.lax.optimization_barrier(plan)
-    if placement == "sharded":
-      spec = {key: PartitionSpec(axes if key in ("lr", "hr") else None) for key in arrays}
-      exchange = jax.shard_map(
-        cut_shared,
-        mesh=sharding.mesh,
-        in_specs=(spec, PartitionSpec()),
-        out_specs=PartitionSpec(axes),
-      )
-      return exchange(arrays, plan)
-    if sharding is not None:  # or each device would cut the whole batch
-      rows = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[:1]))
-      plan = jax.lax.with_sharding_constraint(plan, rows)
-    return cut(arrays, plan)
-
-  return _put_pack(pack, lr_patch, lengths, parts, axes, sharding), cut_placed
 
 
 def _put_pack(
@@ -196,7 +228,7 @@ def row_addresses(
 def choose_placement(needed: int, devices: list[jax.Device], placement: str) -> str:
   """Where to put so many bytes; raises where they fit nowhere."""
   # Half is for the step: its parameters and activations are not there yet.
-  free = 0.5 * min(_free_bytes(device) for device in devices)
+  free = 0.5 * min(free_bytes(device) for device in devices)
   if jax.process_count() > 1:  # all hosts must decide alike
     free = float(np.min(multihost_utils.process_allgather(np.float32(free))))
   one, each = f"{needed / 1e9:.1f} GB", f"{needed / len(devices) / 1e9:.1f} GB"
@@ -206,15 +238,16 @@ def choose_placement(needed: int, devices: list[jax.Device], placement: str) -> 
     return "sharded"
   if placement == "sharded" and len(devices) == 1:
     raise UserError("placement='sharded' needs several devices; take 'replicated'")
-  shares = f", nor do {each} on each of {len(devices)}" if placement != "replicated" else ""
+  divided = placement != "replicated" and len(devices) > 1
+  share = f" ({each} each if divided over {len(devices)})" if divided else ""
   raise UserError(
-    f"{one} of decoded images do not fit in the {free / 1e9:.1f} GB that are for them on "
-    f"{devices[0].device_kind}{shares if len(devices) > 1 else ''}; "
+    f"the decoded images need {one}, but only {free / 1e9:.1f} GB of each "
+    f"{devices[0].device_kind} is available for them{share}; "
     "read them from the disk with --config.data.input=tf"
   )
 
 
-def _free_bytes(device: jax.Device) -> float:
+def free_bytes(device: jax.Device) -> float:
   """What is free of a device's memory; infinity where it cannot say (a CPU, another host's)."""
   stats = device.memory_stats() if device.process_index == jax.process_index() else None
   if not stats or "bytes_limit" not in stats:
@@ -254,20 +287,20 @@ def _copy(
 
   Copied as a whole, the pack would also take as much of the host's memory on its way.
   """
-
-  def write(segments, piece, segment, byte):
-    return jax.lax.dynamic_update_slice(segments, piece[None], (segment, byte))
-
-  write = jax.jit(write, donate_argnums=0)
   with jax.default_device(device):
     segments = jnp.zeros(shape, jnp.uint8)
     for segment in range(shape[0]):
       pixels = flat[segment * length : segment * length + shape[1]]
       for byte in range(0, len(pixels), CHUNK_BYTES):
         piece = pixels[byte : byte + CHUNK_BYTES]
-        segments = write(segments, piece, np.int32(segment), np.int32(byte))
+        segments = _write(segments, piece, np.int32(segment), np.int32(byte))
         segments.block_until_ready()  # or all the pieces would wait in memory for their turn
   return segments
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _write(segments: jax.Array, piece: jax.Array, segment: Any, byte: Any) -> jax.Array:
+  return jax.lax.dynamic_update_slice(segments, piece[None], (segment, byte))
 
 
 def _crops(

@@ -14,7 +14,8 @@ from sr_jax import UserError
 from sr_jax.data.source import Source, name_list, stamp_of
 from sr_jax.images.files import SUFFIXES, image_size, list_images, read_image
 
-HR_FOLDERS = ("HR", "GT", "original")  # their name says nothing: the set is named by the parent
+# Folders whose name says nothing about the set, which is then named after the parent folder.
+HR_FOLDERS = ("HR", "GT", "original")
 
 # How data sets are unpacked: the name of the HR folder -> the set, and the folder of its LR images
 # beside it, '' where none are published. A folder that holds several of them is all of these sets.
@@ -44,10 +45,17 @@ SKIMAGE = {
 
 
 def merge(sources: list[Source]) -> Source:
-  """Several sources as one, each image's name after the name of its set."""
+  """Joins several sources into one, in which an image is called SET/NAME.
+
+  Raises:
+    UserError: two of the sources have the same name.
+  """
   set_names = [source.set_name for source in sources]
   if len(set(set_names)) < len(set_names):
-    raise UserError(f"sets to merge must have names of their own, not {', '.join(set_names)}")
+    raise UserError(
+      "sets that are used together must have different names, but these are called "
+      f"{', '.join(set_names)}; a set has the name of its folder, so rename one of the folders"
+    )
   place = [(source, i) for source in sources for i in range(len(source.names))]
   sizes_known = all(source.size for source in sources)
   return Source(
@@ -62,6 +70,22 @@ def merge(sources: list[Source]) -> Source:
 
 
 def open_folder(folder: pathlib.Path, lr_spec: str, scale: int, keep_grey: bool) -> Source:
+  """Opens a folder of images, or a data set that lies there as it was unpacked.
+
+  Args:
+    folder: a folder of images, one that holds them in one of HR_FOLDERS, or one that holds folders
+      of LAYOUTS or TEST_LAYOUTS.
+    lr_spec: the folder of the LR images; '' for those published with the data set, if any.
+    scale: HR size / LR size.
+    keep_grey: whether grey files are loaded as [H, W].
+
+  Returns:
+    The source.
+
+  Raises:
+    UserError: there are no images, an image does not have exactly one LR partner, or `lr_spec` is
+      given for several data sets.
+  """
   for layouts in (LAYOUTS, TEST_LAYOUTS):
     found = [name for name in layouts if (folder / name).is_dir()]
     if lr_spec and len(found) > 1:
@@ -95,7 +119,9 @@ def _open_layouts(
 def _open_images(folder: pathlib.Path, lr_spec: str, scale: int, keep_grey: bool) -> Source:
   paths = list_images(folder)
   if not paths:
-    raise UserError(f"{str(folder)!r} must hold images ({', '.join(SUFFIXES)}), has none")
+    raise UserError(
+      f"no images ({', '.join(SUFFIXES)}) found in {folder}; give the folder that holds them"
+    )
   lr_paths = _find_partners(folder, paths, lr_spec, scale) if lr_spec else []
   resolved = folder.resolve()
   return of_files(
@@ -109,6 +135,21 @@ def _open_images(folder: pathlib.Path, lr_spec: str, scale: int, keep_grey: bool
 
 
 def open_skimage(part: str, keep_grey: bool) -> Source:
+  """Opens photographs that come with the package scikit-image.
+
+  Args:
+    part: a key of SKIMAGE.
+    keep_grey: whether grey files are loaded as [H, W].
+
+  Returns:
+    The source, which has no LR images.
+
+  Raises:
+    UserError: another part; or the package, or one of its photographs, is not installed.
+  """
+  if part not in SKIMAGE:
+    choices = " or ".join(f"skimage:{name}" for name in SKIMAGE)
+    raise UserError(f"source 'skimage:{part}' must be {choices}")
   package = importlib.util.find_spec("skimage")  # found, not imported: only its files are wanted
   if package is None or package.origin is None:
     raise UserError(
@@ -143,11 +184,11 @@ def of_files(
 
   Args:
     set_name: what results call the set.
-    names: of the images, unique.
-    paths: of the HR images, in the order of the names.
-    lr_paths: of their LR images in the same order, or [].
-    keep_grey: load grey files as [H, W].
-    description: for logs and errors.
+    names: the names of the images, all different.
+    paths: the files of the HR images, in the order of the names.
+    lr_paths: the files of the LR images in the same order, or [].
+    keep_grey: whether grey files are loaded as [H, W].
+    description: what logs and errors call the source.
   """
 
   def load(i: int) -> tuple[np.ndarray, np.ndarray | None]:
@@ -170,7 +211,11 @@ def of_files(
 def _find_partners(
   folder: pathlib.Path, paths: list[pathlib.Path], lr_spec: str, scale: int
 ) -> list[pathlib.Path]:
-  """The LR path of each HR path; raises unless it is one to one."""
+  """Returns the LR path of each HR path.
+
+  Raises:
+    UserError: the two do not match one to one; lists the files at fault.
+  """
   lr_folder = pathlib.Path(lr_spec).expanduser()
   lr_paths = list_images(lr_folder)
   by_stem: dict[str, list[pathlib.Path]] = {}
@@ -183,9 +228,15 @@ def _find_partners(
     found = by_stem.get(stem, []) + by_stem.get(f"{stem}x{scale}", [])
     partners += found
     if len(found) != 1:
-      faults.append(f"{path}: {len(found)} LR images {stem} or {stem}x{scale}, must be one")
+      faults.append(
+        f"{path}: expected exactly one LR image named {stem} or {stem}x{scale}, found {len(found)}"
+      )
   uses = collections.Counter(partners)
-  faults += [f"{path}: {uses[path]} HR images, must be one" for path in lr_paths if uses[path] != 1]
+  faults += [
+    f"{path}: expected exactly one HR image for this LR image, found {uses[path]}"
+    for path in lr_paths
+    if uses[path] != 1
+  ]
   if faults:
     raise UserError(
       f"each image of {folder} must have one partner in {lr_folder} for scale {scale}; "

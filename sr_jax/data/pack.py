@@ -18,12 +18,12 @@ import tqdm
 from sr_jax import UserError
 from sr_jax.data.source import name_list
 
-MAX_BAD_FRACTION = 0.1  # of the images of a source that may be unusable
+MAX_BAD_FRACTION = 0.1  # the share of a source's images that may be unusable
 FILES = ("hr.bin", "lr.bin", "index.json")
 
 
 class SubImages(NamedTuple):
-  """How large images are divided into overlapping squares, in HR pixels."""
+  """How large images are divided into overlapping squares: side and step in HR pixels."""
 
   size: int
   step: int
@@ -44,8 +44,8 @@ class Pack(NamedTuple):
   lr_pitch: np.ndarray  # LR pixels from one stored row to the next, int32 [n]; HR's: * scale
   names: tuple[str, ...]
   scale: int
-  digest: str  # of the names, sizes and pixels: the same wherever the data were copied to
-  grey: tuple[bool, ...] = ()  # which were grey files; their three channels are the same
+  digest: str  # identifies names, sizes and pixels, wherever the data were copied to
+  grey: tuple[bool, ...] = ()  # whether the file was grey; its three channels are then the same
 
 
 def hr_image(pack: Pack, i: int) -> np.ndarray:
@@ -73,14 +73,14 @@ def open_pack(folder: pathlib.Path, min_hr: int = 1) -> Pack:
   """Open a pack that is whole.
 
   Args:
-    folder: of the pack.
-    min_hr: images smaller than that are left out.
+    folder: the pack's folder.
+    min_hr: images with a smaller side than this, in HR pixels, are left out.
 
   Returns:
     The pack, memory-mapped.
 
   Raises:
-    UserError: it is damaged, or too many images are unusable.
+    UserError: the pack is damaged, or too many of its images are unusable.
   """
   if not is_whole(folder):
     raise UserError(f"{folder} is damaged: its files do not have the sizes in its index")
@@ -115,10 +115,10 @@ def verify_pack(folder: pathlib.Path) -> list[str]:
   """Compare every image of a pack with its sha256.
 
   Args:
-    folder: of the pack.
+    folder: the pack's folder.
 
   Returns:
-    What is wrong, an entry an image; [] for a sound pack.
+    What is wrong, one entry for each image or file at fault; [] for a sound pack.
   """
   try:
     entries = read_index(folder)["images"]
@@ -160,7 +160,7 @@ def divide(pack: Pack, sub_images: SubImages) -> Pack:
   along a side, which BasicSR does not cut, is taken whole along it.
 
   Args:
-    pack: of whole images.
+    pack: a pack of whole images.
     sub_images: size and step in HR pixels, multiples of the pack's scale.
 
   Returns:
@@ -202,33 +202,44 @@ def _window(
 
 
 def sizes_of(shapes: Sequence[Sequence[int]]) -> np.ndarray:
+  """Returns height and width of each shape (H, W, ...): int32 [n, 2]."""
   return np.array([shape[:2] for shape in shapes], np.int32).reshape(-1, 2)
 
 
 def byte_count(size: Sequence[int]) -> int:
+  """Returns the bytes that a uint8 RGB image of this height and width takes in a pack."""
   return size[0] * size[1] * 3
 
 
 def sha256(image: np.ndarray) -> str:
+  """Returns the sha256 of an image's pixels [H, W, 3], row by row, in hex."""
   return hashlib.sha256(np.ascontiguousarray(image)).hexdigest()
 
 
 def content_digest(
   scale: int, entries: list[dict[str, Any]], sub_images: Sequence[int] | None
 ) -> str:
-  """A digest of what is trained on, whatever it was read from."""
+  """Returns a digest of the images themselves, wherever they were read from."""
   keys = ("name", "hr", "lr", "hr_sha256", "lr_sha256")
   content = [scale, [[entry[key] for key in keys] for entry in entries], sub_images]
   return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:20]
 
 
 def pixels_match(file: BinaryIO, entry: dict[str, Any], key: str) -> bool:
+  """Whether an image's pixels in hr.bin or lr.bin have the sha256 that the index gives.
+
+  Args:
+    file: hr.bin or lr.bin, open for reading.
+    entry: the image's entry in index.json.
+    key: 'hr' or 'lr', as the file.
+  """
   file.seek(entry[f"{key}_offset"])
   data = file.read(byte_count(entry[key]))
   return hashlib.sha256(data).hexdigest() == entry[f"{key}_sha256"]
 
 
 def named_by(shape: Sequence[int]) -> str:
+  """Formats a shape (H, W, ...) as WxH, for people."""
   return f"{shape[1]}x{shape[0]}"
 
 
@@ -246,7 +257,11 @@ def is_whole(folder: pathlib.Path, key: str = "") -> bool:
 
 
 def bad_images(index: dict[str, Any], min_hr: int) -> dict[str, str]:
-  """The images that cannot be trained on, and why; raises where they are too many."""
+  """Returns {name: reason} of the images that cannot be trained on.
+
+  Raises:
+    UserError: more than MAX_BAD_FRACTION of the images are among them.
+  """
   small = {
     entry["name"]: f"{named_by(entry['hr'])} pixels, smaller than {min_hr}x{min_hr}"
     for entry in index["images"]
@@ -267,7 +282,7 @@ def _reasons(bad: dict[str, str]) -> str:
   return name_list([f"{name}: {reason}" for name, reason in bad.items()])
 
 
-FORMAT_VERSION = 3  # of packs
+FORMAT_VERSION = 3  # the version of the packs' format
 
 
 def is_pack(folder: pathlib.Path) -> bool:

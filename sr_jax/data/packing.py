@@ -65,20 +65,20 @@ def build_pack(
   A source that is a prepared pack is opened where it lies.
 
   Args:
-    source: of `open_source`; with `keep_grey` the pack knows which files are grey.
+    source: what `open_source` returned; with `keep_grey` the pack knows which files are grey.
     scale: HR size / LR size.
     cache_dir: folder of the packs; '' is $SR_JAX_CACHE, else ~/.cache/sr_jax.
     min_hr: side of the HR crops; images smaller than that are left out.
-    convention: of `imresize`.
-    threads: that decode, 0 for as many as there are CPUs, at most 16.
+    convention: the key of `resize.CONVENTIONS` by which `imresize` makes LR images.
+    threads: the number of threads that decode; 0 for one per CPU, at most 16.
 
   Returns:
     The pack, memory-mapped; the same arrays whatever the number of threads.
 
   Raises:
-    UserError: too many unusable files, LR images that do not fit their HR image, or a prepared
-      pack of another scale.
-    OSError: no room.
+    UserError: too many files are unusable, LR images do not fit their HR images, or a prepared pack
+      has another scale.
+    OSError: there is not enough room on the disk.
   """
   if source.pack is not None:
     pack = open_pack(source.pack, min_hr)
@@ -109,21 +109,21 @@ def write_pack(
   was, and ends with the same bytes as if it had not been killed.
 
   Args:
-    folder: of the pack, which is whole when it appears.
-    source: of `open_source`.
+    folder: the pack's folder. It appears under this name only once the pack is whole.
+    source: what `open_source` returned.
     scale: HR size / LR size.
     min_hr: images smaller than that are left out of what is returned; they are in the pack.
-    convention: of `imresize`.
-    sub_images: let the pack's images be these parts of the source's images. Pixels are stored
-      once all the same.
-    threads: that decode, 0 for as many as there are CPUs, at most 16.
+    convention: the key of `resize.CONVENTIONS` by which `imresize` makes LR images.
+    sub_images: how to divide the source's images into the pack's; None for whole images. Each pixel
+      is stored once in any case.
+    threads: the number of threads that decode; 0 for one per CPU, at most 16.
 
   Returns:
     The pack, memory-mapped.
 
   Raises:
-    UserError: as `build_pack`, or a folder that holds something else.
-    OSError: no room.
+    UserError: as for `build_pack`; or the folder holds something else.
+    OSError: there is not enough room on the disk.
   """
   if sub_images and (sub_images.step < 1 or any(side % scale for side in sub_images)):
     raise UserError(
@@ -135,7 +135,7 @@ def write_pack(
     with _failing_with_advice(folder, source):
       folder.parent.mkdir(parents=True, exist_ok=True)
       with locked(folder) as alone:
-        if not is_whole(folder, key):  # else another process has made it meanwhile
+        if not is_whole(folder, key):  # another process may have made it meanwhile
           _check_free(folder, key)
           partial = folder.with_name(f"{folder.name}.partial")
           if not alone:
@@ -154,9 +154,15 @@ def pack_from_arrays(
   """Make a pack in memory.
 
   Args:
-    images: HR, uint8 [H, W, 3], cropped to a multiple of the scale here.
+    images: the HR images, uint8 [H, W, 3]; they are cropped to a multiple of the scale here.
     scale: HR size / LR size.
     lr_images: their LR images, by default made by `imresize`.
+
+  Returns:
+    The pack, whose images are called '0', '1', ...
+
+  Raises:
+    UserError: the shapes of an HR and its LR image do not fit.
   """
   hr = [_crop(image, scale) for image in images]
   lr = lr_images or [resize.imresize(image, 1 / scale) for image in hr]
@@ -200,14 +206,14 @@ def _offsets(shapes: Sequence[Sequence[int]]) -> np.ndarray:
 
 
 def _key(source: Source, scale: int, convention: str, sub_images: SubImages | None) -> str:
-  """A digest of what a pack is made from: files that change make another pack."""
+  """Returns a digest of what a pack is made from: if a file changes, another pack is made."""
   made = [FORMAT_VERSION, scale, "given" if source.has_lr else convention, source.fingerprint]
   made += [sub_images] if sub_images else []
   return hashlib.sha256(json.dumps(made).encode()).hexdigest()
 
 
 def _check_free(folder: pathlib.Path, key: str) -> None:
-  """Raises where a folder holds other files, or a whole pack of other images or settings."""
+  """Raises UserError if a folder holds other files, or a whole pack of other images or settings."""
   if not folder.exists():
     return
   foreign = sorted({file.name for file in folder.iterdir()} - set(FILES))
@@ -240,7 +246,7 @@ def _build(
   threads: int,
 ) -> None:
   """Decodes what is missing into a folder beside the final one, then renames it."""
-  if not is_whole(partial, key):  # it was killed before the very last move
+  if not is_whole(partial, key):  # if it is whole, a build was killed before its very last move
     records = _decode(partial, key, source, scale, convention, threads or decoding_threads())
     index = {"format": FORMAT_VERSION, "key": key, "source": source.description, "scale": scale}
     index |= {"convention": "given" if source.has_lr else convention, "sub_images": sub_images}
@@ -250,8 +256,9 @@ def _build(
       mismatched = [f"{r['name']}: {r['mismatch']}" for r in records if "mismatch" in r]
       if mismatched:
         raise UserError(
-          f"LR images of {source.description} must be HR / {scale} in size, cropped to a whole "
-          f"number; set config.scale, or make them anew:\n{name_list(mismatched)}"
+          f"each LR image of {source.description} must have the size of its HR image divided by "
+          f"{scale}, rounded down; set --config.scale (--scale of sr_jax.prepare) to match, or "
+          f"create these LR images again:\n{name_list(mismatched)}"
         )
       bad_images(index, min_hr)  # raises before a useless pack is kept
     except ValueError:
@@ -281,8 +288,8 @@ def _decode(
     try:
       hr, lr = source.load(i)
     except (UserError, OSError) as error:
-      # A decoder's complaint has no errno; the system's does, and may be gone tomorrow: a pack
-      # would remember it for ever.
+      # A decoder's error has no errno: the image is noted as unreadable. An error of the system has
+      # one, and may be gone tomorrow, but the pack would remember it for ever.
       if getattr(error, "errno", None) is not None:
         raise UserError(f"{source.names[i]}: {error}; mend it and start again") from error
       return str(error)
@@ -326,10 +333,10 @@ def _decode(
 
 
 def _resume(partial: pathlib.Path, key: str, names: Sequence[str]) -> list[dict[str, Any]]:
-  """The records of a build that was interrupted, to which its files are cut back.
+  """Returns the records of a build that was interrupted, and cuts its files back to them.
 
-  Only images whose pixels have their sha256 count: after a power failure a file may have its
-  length and not its contents.
+  Only images whose pixels have the recorded sha256 are kept: after a power failure a file may have
+  its full length but not its contents.
   """
   header = json.dumps({"key": key}) + "\n"
   lines = []
@@ -359,7 +366,7 @@ def _resume(partial: pathlib.Path, key: str, names: Sequence[str]) -> list[dict[
 
 
 def _parsed(line: str) -> dict[str, Any]:
-  """A line of the journal; {} where it was torn."""
+  """Parses a line of the journal; returns {} if the line was cut off."""
   try:
     return json.loads(line) if line.endswith("\n") else {}
   except ValueError:
@@ -388,7 +395,7 @@ def _to_rgb(image: np.ndarray) -> np.ndarray:
 def _map_in_order(
   function: Callable[[int], Any], numbers: Sequence[int], threads: int
 ) -> Iterator[Any]:
-  """The function of each number in turn, from several threads, few results waiting at a time."""
+  """Yields the function of each number in turn, computed by several threads a few results ahead."""
   with concurrent.futures.ThreadPoolExecutor(threads) as pool:
     waiting = collections.deque()
     for i in numbers:
@@ -407,6 +414,6 @@ def _publish(partial: pathlib.Path, folder: pathlib.Path, key: str) -> None:
   try:
     partial.rename(folder)
   except OSError:
-    if not is_whole(folder, key):  # else another process was faster, with the same bytes
+    if not is_whole(folder, key):  # otherwise another process was faster, with the same bytes
       raise
     shutil.rmtree(partial)

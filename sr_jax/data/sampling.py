@@ -1,8 +1,8 @@
-"""Which image, which crop and which flip example i of a run is: a pure function, no state.
+"""Says which image, crop and flip example i of a run is: a pure function without state.
 
 Example i = step * batch_size + j of a run sees image i mod n of epoch i // n, in an order that is
 a new permutation each epoch. Nothing depends on the number of hosts, devices or threads, so a
-resumed run needs the seed and the step and no iterator.
+resumed run needs only the seed and the step, not the state of an iterator.
 
 All arithmetic is in uint32, which wraps alike in numpy and in jax.numpy without x64: `xp` is
 either of them, and the plans are equal bit for bit.
@@ -16,14 +16,14 @@ import numpy as np
 from sr_jax import UserError
 from sr_jax.data.pack import Pack, hr_window, lr_window
 
-Array = Any  # of numpy or of jax.numpy
+Array = Any  # an array of numpy or of jax.numpy
 
 _ORDER, _CROP = 0, 1  # where the hash starts, so that the two uses of it are unrelated
-_ROUNDS = 24  # of the shuffle; the tests find no bias with half as many
+_ROUNDS = 24  # rounds of the shuffle; the tests find no bias even with half as many
 
 
 class Plan(NamedTuple):
-  """What to cut, one entry an example; int32 [N]."""
+  """What to cut out of a pack: int32 arrays [N], with one entry for each example."""
 
   image: Array  # index into the pack
   y: Array  # top row of the crop, in LR pixels
@@ -36,17 +36,18 @@ def batch_positions(
 ) -> tuple[np.ndarray, np.ndarray]:
   """Say where in the data the examples of a step are.
 
-  In int64 on the host: the number of an example outgrows 32 bits within a long run.
+  It is computed in int64 on the host, because the number of an example outgrows 32 bits within a
+  long run.
 
   Args:
-    step: of the run, from 0.
-    batch_size: of the whole batch, over all hosts.
-    n_images: in an epoch.
-    start: first row of the batch wanted, for a host's share.
-    stop: end of the rows wanted, by default the batch's.
+    step: the step of the run, from 0.
+    batch_size: the number of examples in the whole batch, over all hosts.
+    n_images: the number of images in an epoch.
+    start: the first row of the batch that is wanted, for a host's share.
+    stop: the end of the rows that are wanted, by default the end of the batch.
 
   Returns:
-    epoch and position in it, uint32 [stop - start].
+    The epoch of each example, and its position in that epoch, both uint32 [stop - start].
   """
   rows = np.arange(start, batch_size if stop is None else stop, dtype=np.int64)
   epoch, position = np.divmod(np.int64(step) * batch_size + rows, n_images)
@@ -60,22 +61,23 @@ def traced_positions(
 
   Args:
     xp: numpy, or jax.numpy inside a jitted function; the result is the same.
-    step: of the run, from 0; an integer or an integer [], below 2^32.
-    batch_size: of the whole batch, over all hosts.
-    n_images: in an epoch.
+    step: the step of the run, from 0; an integer or an integer [], below 2^32.
+    batch_size: the number of examples in the whole batch, over all hosts.
+    n_images: the number of images in an epoch.
 
   Returns:
-    epoch and position in it, uint32 [batch_size].
+    The epoch of each example, and its position in that epoch, both uint32 [batch_size].
 
   Raises:
-    UserError: (n_images + 1) * batch_size of 2^32 or more.
+    UserError: (n_images + 1) * batch_size is 2^32 or more.
   """
   if (n_images + 1) * batch_size >= 2**32:
     raise UserError(
       f"{n_images} images x batch_size={batch_size} must be below 2^32; "
       "read them from the disk with --config.data.input=tf"
     )
-  # Every n_images steps a whole number of epochs, batch_size, has passed.
+  # n_images steps consume exactly batch_size epochs, so the count can restart there and stay within
+  # 32 bits.
   step = xp.broadcast_to(xp.asarray(step).astype(xp.uint32), (batch_size,))
   rounds, step = xp.divmod(step, np.uint32(n_images))
   number = step * np.uint32(batch_size) + xp.arange(batch_size, dtype=xp.uint32)
@@ -90,14 +92,16 @@ def example_plan(
 
   Args:
     xp: numpy, or jax.numpy inside a jitted function; the result is the same.
-    seed: of the run, in [0, 2^32); an integer or a uint32 [].
-    epoch: uint32 [N].
-    position: in the epoch, uint32 [N], each less than the number of images.
+    seed: the seed of the run, in [0, 2^32); an integer or a uint32 [].
+    epoch: the epoch of each example, uint32 [N].
+    position: the position of each example in its epoch, uint32 [N], each less than the number of
+      images.
     lr_sizes: height and width of the LR images, int32 [n, 2], none less than `lr_patch`.
     lr_patch: side of the crop in LR pixels.
 
   Returns:
-    The plan of the N examples. Corners and dihedrals are uniform, images without replacement.
+    The plan of the N examples. Corners and dihedrals are drawn uniformly, images without
+    replacement.
   """
   position = xp.asarray(position, xp.uint32)
   epoch = xp.asarray(epoch, xp.uint32)
@@ -117,7 +121,7 @@ def take_example(pack: Pack, plan: Plan, lr_patch: int) -> tuple[np.ndarray, np.
 
   Args:
     pack: the images.
-    plan: of one example, four integers.
+    plan: the plan of one example, four integers.
     lr_patch: side of the LR crop in pixels.
 
   Returns:
@@ -144,12 +148,12 @@ def cut_batch(
 
   Args:
     pack: the images.
-    step: of the run, from 0.
-    batch_size: of the global batch.
+    step: the step of the run, from 0.
+    batch_size: the number of examples in the global batch.
     lr_patch: side of the LR crops in pixels.
-    seed: of the run.
-    start: first row of the batch wanted.
-    stop: end of the rows wanted, by default the batch's.
+    seed: the seed of the run.
+    start: the first row of the batch that is wanted.
+    stop: the end of the rows that are wanted, by default the end of the batch.
 
   Returns:
     LR uint8 [n, lr_patch, lr_patch, 3], HR uint8 [n, lr_patch * scale, lr_patch * scale, 3].
@@ -180,7 +184,7 @@ def check_pack(pack: Pack, seed: int, lr_patch: int) -> None:
   """Check that plans can be made for a pack.
 
   Raises:
-    UserError: an image smaller than the crop, or a seed of more than 32 bits.
+    UserError: an image is smaller than the crop, or the seed has more than 32 bits.
   """
   if not 0 <= seed < 2**32:
     raise UserError(f"seed={seed} must be in [0, 2^32); try --config.seed={seed % 2**32}")
@@ -194,7 +198,7 @@ def check_pack(pack: Pack, seed: int, lr_patch: int) -> None:
 
 
 def _shuffled(xp: ModuleType, seed: Array, epoch: Array, position: Array, n: int) -> Array:
-  """The image at a position of an epoch's order.
+  """Returns the image at a position of an epoch's order.
 
   Swap-or-not shuffle (Hoang, Morris, Rogaway 2012): each round pairs every index x with
   key - x mod n and swaps a pair or not by a hash of its larger member. So every round, and all
@@ -214,13 +218,13 @@ def _shuffled(xp: ModuleType, seed: Array, epoch: Array, position: Array, n: int
 
 
 def _absorb(state: Array, word: Array) -> Array:
-  """One step of MurmurHash3 (x86, 32 bits) on uint32 arrays [N]."""
+  """Does one step of MurmurHash3 (x86, 32 bits) on uint32 arrays [N]."""
   word = _rotated(word * np.uint32(0xCC9E2D51), 15) * np.uint32(0x1B873593)
   return _rotated(state ^ word, 13) * np.uint32(5) + np.uint32(0xE6546B64)
 
 
 def _finish(state: Array, words: int) -> Array:
-  """The end of MurmurHash3: every bit of the state reaches every bit of the hash."""
+  """Finishes MurmurHash3, so that every bit of the state reaches every bit of the hash."""
   state = state ^ np.uint32(4 * words)
   state = (state ^ (state >> np.uint32(16))) * np.uint32(0x85EBCA6B)
   state = (state ^ (state >> np.uint32(13))) * np.uint32(0xC2B2AE35)

@@ -8,6 +8,7 @@ with them is in `packing.py` (training) and in `evaluation/test_sets.py`. Nothin
 import json
 import pathlib
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,16 +18,39 @@ from sr_jax.data.pack import FORMAT_VERSION, is_pack
 from sr_jax.data.source import Source
 from sr_jax.data.tfds import open_tfds
 
-# Sources that are named by SCHEME:REST: (REST, keep_grey) -> Source.
-SCHEMES: dict[str, Callable[[str, bool], Source]] = {"tfds": open_tfds, "skimage": open_skimage}
 
-FORMS = f"""\
+class Scheme(NamedTuple):
+  """A kind of source that is named by SCHEME:REST.
+
+  Attributes:
+    open: (REST, keep_grey) -> the source.
+    forms: {what to write: what it is}, for help and errors.
+  """
+
+  open: Callable[[str, bool], Source]
+  forms: dict[str, str]
+
+
+SCHEMES = {
+  "tfds": Scheme(
+    open_tfds,
+    {"tfds:NAME[:SPLIT]": "a prepared TensorFlow data set, as tfds:div2k/bicubic_x4:train"},
+  ),
+  "skimage": Scheme(
+    open_skimage,
+    {
+      f"skimage:{part}": f"{len(names)} photographs that come with scikit-image"
+      for part, names in SKIMAGE.items()
+    },
+  ),
+}
+
+FORMS = """\
   DIR                  a folder of images, or one that holds them in HR/, GT/ or original/, or as
                        DIV2K, Flickr2K and OST are unpacked; or a pack of sr_jax.prepare
-  DIR,DIR              several of them as one
-  tfds:NAME[:SPLIT]    a prepared TensorFlow data set, as tfds:div2k/bicubic_x4:train
-  skimage:train        {len(SKIMAGE["train"])} photographs that come with scikit-image
-  skimage:test         {len(SKIMAGE["test"])} others"""
+  DIR,DIR              several of them as one""" + "".join(
+  f"\n  {form:20} {what}" for scheme in SCHEMES.values() for form, what in scheme.forms.items()
+)
 
 
 def open_source(spec: str, lr_spec: str = "", scale: int = 4, *, keep_grey: bool = False) -> Source:
@@ -55,8 +79,8 @@ def open_source(spec: str, lr_spec: str = "", scale: int = 4, *, keep_grey: bool
   if several:
     parts = [part.strip() for part in spec.split(",")]
     return merge([open_source(part, "", scale, keep_grey=keep_grey) for part in parts])
-  if scheme in SCHEMES and rest and (scheme != "skimage" or rest in SKIMAGE):
-    return SCHEMES[scheme](rest, keep_grey)
+  if scheme in SCHEMES and rest:
+    return SCHEMES[scheme].open(rest, keep_grey)
   if spec and is_pack(folder):
     return _open_pack(folder, scale, keep_grey)
   if spec and folder.is_dir():

@@ -1,7 +1,7 @@
-"""Batches by tf.data, for which TensorFlow is imported when they are asked for.
+"""Makes batches with tf.data; TensorFlow is imported only when they are asked for.
 
-For data that do not fit in the accelerator's memory; `device_input.py` needs no TensorFlow. Both
-give the same examples, bit for bit.
+This is for data that do not fit in the accelerator's memory; `device_input.py` needs no TensorFlow.
+Both give the same examples, bit for bit.
 """
 
 import weakref
@@ -36,19 +36,19 @@ def make_tf_input(
 
   Args:
     pack: the images.
-    batch_size: of the global batch.
+    batch_size: the number of examples in the global batch.
     lr_patch: side of the LR crops in pixels.
-    seed: of the run.
-    start_step: first step wanted.
+    seed: the seed of the run.
+    start_step: the step whose batch comes first.
     process_index: host p gets rows p * b to (p + 1) * b of each global batch.
     process_count: number of hosts.
-    threads: that cut batches, 0 to let tf.data choose.
+    threads: the number of threads that cut batches; 0 lets tf.data choose.
 
   Returns:
     Batches {'lr': uint8 [b, h, w, 3], 'hr': uint8 [b, H, W, 3]}, b = batch_size / process_count.
 
   Raises:
-    UserError: a batch size that the hosts cannot share evenly, or images smaller than the crop.
+    UserError: the hosts cannot share the batch evenly, or an image is smaller than the crop.
   """
   sampling.check_pack(pack, seed, lr_patch)
   if batch_size % process_count or batch_size < 1:
@@ -95,10 +95,10 @@ def ram_bytes(
 
   Args:
     pack: the images.
-    batch_size: of the global batch.
+    batch_size: the number of examples in the global batch.
     lr_patch: side of the LR crops in pixels.
     process_count: number of hosts.
-    threads: as for `make_tf_input`.
+    threads: the same number as for `make_tf_input`.
 
   Returns:
     Bytes of the batches that are being cut (twice: numpy's and TensorFlow's) and that wait.
@@ -108,7 +108,7 @@ def ram_bytes(
 
 
 def _closed_at_exit(iterator: Iterator[dict[str, np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:
-  """The same iterator, let go of before Python shuts down.
+  """Wraps an iterator so that it is released before Python shuts down.
 
   tf.data's threads call Python ahead of need; one that does so while the interpreter is being
   taken down waits for it forever, and the finished run never exits.

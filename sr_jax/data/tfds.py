@@ -1,4 +1,4 @@
-"""TensorFlow Datasets that are prepared on this machine, read one record after the other."""
+"""Reads TensorFlow Datasets that are prepared on this machine, one record after the other."""
 
 import os
 import pathlib
@@ -14,6 +14,21 @@ from sr_jax.images.files import read_image
 
 
 def open_tfds(rest: str, keep_grey: bool) -> Source:
+  """Opens a data set that `tfds build` has prepared on this machine; nothing is downloaded.
+
+  Args:
+    rest: NAME[:SPLIT], for example 'div2k/bicubic_x4:train'; the split is 'train' by default.
+    keep_grey: whether grey images are loaded as [H, W].
+
+  Returns:
+    The source, its images in the order of the data set. It has LR images where the data set has a
+    feature 'lr'.
+
+  Raises:
+    UserError: the data set is not prepared here, or it has no such split or no image features that
+      could be HR.
+    MissingPackageError: TensorFlow is not installed.
+  """
   name, _, split = rest.partition(":")
   split = split or "train"
   folder = _prepared_folder(name, f"tfds:{rest}")
@@ -62,7 +77,7 @@ def open_tfds(rest: str, keep_grey: bool) -> Source:
 
 
 def _prepared_folder(name: str, spec: str) -> pathlib.Path:
-  """The folder of a data set that is prepared on disk; decided without importing TensorFlow."""
+  """Finds the folder of a data set that is prepared on disk, without importing TensorFlow."""
   data_dir = pathlib.Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
   folder = data_dir / name
   found = [*folder.glob("dataset_info.json"), *folder.glob("*/dataset_info.json")]
@@ -82,7 +97,7 @@ def _version(folder: pathlib.Path) -> list[int]:
 
 
 def _image_features(features: Any, image_type: type, name: str) -> tuple[str, str]:
-  """The keys of the HR and, or '', the LR images of a data set."""
+  """Returns the keys of a data set's HR images and of its LR images, '' where it has none."""
   keys = [key for key, feature in features.items() if isinstance(feature, image_type)]
   if "hr" in keys:
     return "hr", "lr" if "lr" in keys else ""
@@ -95,10 +110,10 @@ def _image_features(features: Any, image_type: type, name: str) -> tuple[str, st
 
 
 def in_order(records: Callable[[], Iterator[Any]]) -> Callable[[int], Any]:
-  """Random access to a sequential reader, cheap for threads that ask nearly in order.
+  """Gives random access to a sequential reader, cheap for threads that ask nearly in order.
 
-  The last records passed on the way are kept until they are asked for; going further back
-  starts anew.
+  The last 64 records that were passed on the way are kept until they are asked for. To go further
+  back, the reader is started anew.
   """
   lock = threading.Lock()
   iterator, position, waiting = None, 0, {}

@@ -4,11 +4,11 @@
   python -m sr_jax.doctor --data PHOTOS --workdir runs/esrgan
   srun python -m sr_jax.doctor                on a cluster: as the run will be started
 
-Exit status 0 without faults, 1 with. Nothing is downloaded, installed or left behind.
+The exit status is 0 without faults and 1 with any. Nothing is downloaded, installed or left behind.
 
-It must run where little else does: only the standard library is imported at the top, whatever may
-hang or abort (JAX finding its devices, TensorFlow) runs in a process of its own, and a check that
-fails is a finding like any other.
+The doctor must run where little else does. So only the standard library is imported at the top,
+whatever may hang or abort (JAX finding its devices, TensorFlow) runs in a process of its own, and a
+check that fails is a finding like any other.
 """
 
 import argparse
@@ -42,7 +42,7 @@ CHECKS: dict[str, Callable[[argparse.Namespace], Findings]] = {
 
 
 def run_check(name: str, args: argparse.Namespace) -> Findings:
-  """Yields the findings of one check; if the check itself fails, that is the last of them."""
+  """Yields the findings of one check; if the check itself fails, that is the last finding."""
   try:
     yield from CHECKS[name](args)
   except ImportError as error:
@@ -60,6 +60,7 @@ def _others(name: str) -> str:
 
 
 def show(finding: Finding) -> None:
+  """Prints a finding: what was found, and below it the remedy."""
   name = f"{finding.name}: " if finding.name else ""
   level = finding.level if finding.level == OK else finding.level.upper()
   print(f"  {level:8}{name}{finding.what}", flush=True)

@@ -1,4 +1,4 @@
-"""What JAX computes on, and whether it computes rightly there."""
+"""Checks what JAX computes on, and whether its results there are right."""
 
 import argparse
 import glob
@@ -31,7 +31,7 @@ OLDEST_DRIVER = {"12": 525, "13": 580}  # NVIDIA's, by CUDA version: JAX's insta
 
 
 def check_devices(args: argparse.Namespace) -> Findings:
-  """What JAX computes on, and whether it computes rightly there."""
+  """Checks what JAX computes on, and whether its results there are right."""
   gpus, complaint = nvidia_gpus()
   yield from _drivers(gpus, complaint)
   facts, problem = in_child("accelerators", "probe_jax", args.timeout)
@@ -61,11 +61,11 @@ def check_devices(args: argparse.Namespace) -> Findings:
 
 
 def probe_jax() -> dict[str, Any]:
-  """Runs in a child: what JAX sees and computes.
+  """Finds out what JAX sees and computes; runs in a process of its own.
 
   Returns:
-    {error} where JAX does not start, else {imports, platform, devices, sum, expected_sum,
-    product_error}.
+    {'error'} if JAX does not start, else {'imports', 'platform', 'devices', 'sum', 'expected_sum',
+    'product_error'}.
   """
   try:
     import jax
@@ -169,7 +169,7 @@ def _only_cpu(seen: str, *, tpu: bool) -> Finding:
   return Finding(FAULT, f"jax-sees-no-{'tpu' if tpu else 'gpu'}", what, with_extra(extra))
 
 
-# What JAX or XLA says as it fails to start: (pattern, name, remedy).
+# Messages of JAX or XLA as they fail to start: (pattern, name of the fault, remedy).
 JAX_FAULTS = (
   (
     r"No module named '(jax|jaxlib|numpy)'",

@@ -1,4 +1,4 @@
-"""Environment variables that change what a run does, and the cluster that they describe."""
+"""Checks environment variables that change what a run does, and the cluster that they describe."""
 
 import argparse
 import os
@@ -10,7 +10,7 @@ from sr_jax.doctor.packages import CUDA_PLUGINS, installed
 
 
 def check_environment(args: argparse.Namespace) -> Findings:
-  """Environment variables: of JAX, XLA, TensorFlow, and of the cluster."""
+  """Checks the environment variables of JAX, XLA, TensorFlow, and of the cluster."""
   del args
   environment = dict(os.environ)
   findings = [*_variables(environment), *_cluster(environment)]
@@ -27,7 +27,7 @@ def check_environment(args: argparse.Namespace) -> Findings:
   yield Finding(OK, "", what)
 
 
-# Variables that are left on after debugging: (what they do, remedy).
+# {a variable that may have been left on after debugging: what it does}
 LEFT_ON = {
   "JAX_DEBUG_NANS": "every step waits for its result and compiles twice on a NaN",
   "JAX_DEBUG_INFS": "every step waits for its result",
@@ -71,7 +71,7 @@ def _variables(environment: Mapping[str, str]) -> Findings:
 
 
 EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")  # that gRPC reads, in lower case alone
+PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")  # gRPC reads these, in lower case only
 
 
 def _cluster(environment: Mapping[str, str]) -> Findings:
@@ -126,7 +126,7 @@ def _explicit(address: str, count: str, index: str) -> Findings:
 
 
 def _first_number(environment: Mapping[str, str], *names: str) -> int:
-  """The first number of the first variable that has one: '4(x2)', 4 tasks on 2 nodes, is 4."""
+  """Returns the first number of the first variable that has one; '4(x2)', 4 tasks a node, is 4."""
   for name in names:
     if match := re.match(r"\d+", environment.get(name, "")):
       return int(match[0])

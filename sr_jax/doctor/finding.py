@@ -1,4 +1,4 @@
-"""What a check reports, and how it runs a probe in a process of its own."""
+"""Defines what a check reports, and runs probes in processes of their own."""
 
 import json
 import os
@@ -19,10 +19,10 @@ class Finding(NamedTuple):
   """One line that says what was found, and one that says what to do.
 
   Attributes:
-    level: 'ok' | 'warning' (the run works, perhaps not as wished) | 'fault'.
-    name: of the fault, the same in every release; '' where all is well.
-    what: was found, with the values.
-    remedy: '' where all is well.
+    level: 'ok', 'warning' (the run works, perhaps not as intended) or 'fault'.
+    name: the name of the fault, the same in every release; '' if all is well.
+    what: a description of what was found, with the values.
+    remedy: what to do; '' if all is well.
   """
 
   level: str
@@ -37,15 +37,15 @@ Findings = Iterator[Finding]
 def in_child(module: str, probe: str, seconds: float) -> tuple[dict[str, Any], str]:
   """Calls a function of the doctor in a process of its own.
 
-  XLA aborts on some faults and waits for ever on others; neither must take the doctor along.
+  XLA aborts on some faults and waits for ever on others; the doctor must survive both.
 
   Args:
-    module: of sr_jax.doctor that has the function.
-    probe: name of the function; returns JSON.
-    seconds: to wait.
+    module: the module of sr_jax.doctor that has the function.
+    probe: the name of the function, which returns JSON values.
+    seconds: how long to wait.
 
   Returns:
-    (what it returned, ''), or ({}, the end of what it printed as it failed).
+    (what the function returned, ''), or ({}, the end of what the process printed as it failed).
   """
   code = f"import json; from sr_jax.doctor import {module}; print(json.dumps({module}.{probe}()))"
   path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -67,4 +67,5 @@ def in_child(module: str, probe: str, seconds: float) -> tuple[dict[str, Any], s
 
 
 def last_line(text: str) -> str:
+  """Returns the last line of a text, '' for an empty one."""
   return (text.strip().splitlines() or [""])[-1].strip()

@@ -1,4 +1,4 @@
-"""The machine: CPUs, memory, disks, and the GPUs that the driver sees."""
+"""Checks the machine: CPUs, memory, disks, and the GPUs that the driver sees."""
 
 import argparse
 import os
@@ -12,7 +12,7 @@ from typing import NamedTuple
 from sr_jax.machine import cpus
 from sr_jax.doctor.finding import FAULT, GIB, OK, WARNING, Finding, Findings, last_line
 
-# Rules of thumb. Three checkpoints of both stages of ESRGAN are about 4 GB, DIV2K decoded 8 GB.
+# Rules of thumb: three checkpoints of both stages of ESRGAN take about 4 GB, DIV2K decoded 8 GB.
 LOW_DISK, TOO_LOW_DISK = 5 * GIB, 1 * GIB
 LOW_MEMORY = 4 * GIB
 
@@ -20,7 +20,7 @@ LOW_OPEN_FILES = 1024
 
 
 def check_machine(args: argparse.Namespace) -> Findings:
-  """CPUs, memory, open files."""
+  """Checks CPUs, memory, and the limit of open files."""
   del args
   count, what = cpus.allowed(), f"{cpus.allowed()} of {os.cpu_count()} CPUs"
   if cpus.quota() < count:
@@ -51,7 +51,7 @@ def check_machine(args: argparse.Namespace) -> Findings:
 
 
 def memory() -> tuple[int, int]:
-  """Bytes of memory that are free to this process and in all, (0, 0) where that is not known."""
+  """Returns the bytes of memory that this process can use, and of all; (0, 0) if not known."""
   try:
     lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
     table = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
@@ -72,6 +72,8 @@ def _cgroup(name: str) -> str:
 
 
 class Gpu(NamedTuple):
+  """A GPU as nvidia-smi lists it."""
+
   name: str
   total: int  # MiB, 0 where nvidia-smi does not say
   used: int
@@ -79,7 +81,7 @@ class Gpu(NamedTuple):
 
 
 def nvidia_gpus() -> tuple[list[Gpu], str]:
-  """The GPUs that nvidia-smi lists, and its complaint; ([], '') where there is no nvidia-smi."""
+  """Returns the GPUs that nvidia-smi lists, and its error; ([], '') if there is no nvidia-smi."""
   if not shutil.which("nvidia-smi"):
     return [], ""
   fields = "name,memory.total,memory.used,driver_version"
@@ -97,7 +99,7 @@ def nvidia_gpus() -> tuple[list[Gpu], str]:
 
 
 def check_disk(args: argparse.Namespace) -> Findings:
-  """The folders of runs and of decoded images: room, and a file written and read back."""
+  """Checks the folders of runs and of decoded images: their room, and a file written and read."""
   for flag, folder in (("--workdir", args.workdir), ("--cache", args.cache)):
     yield from _check_folder(flag, folder)
 
@@ -131,7 +133,7 @@ def _check_folder(flag: str, name: str) -> Findings:
 
 
 def write_test(folder: pathlib.Path, size: int = 2**20) -> str:
-  """Writes a file, reads it back, deletes it. Returns what went wrong, '' for nothing."""
+  """Writes a file, reads it back and deletes it; returns what went wrong, '' for nothing."""
   wrote = os.urandom(size)
   try:
     with tempfile.TemporaryDirectory(prefix=".sr_jax_doctor_", dir=folder) as inside:

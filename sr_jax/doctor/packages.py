@@ -1,4 +1,4 @@
-"""Python and its packages: versions, and combinations that are known not to work."""
+"""Checks Python and its packages: versions, and combinations that are known not to work."""
 
 import argparse
 import importlib
@@ -38,7 +38,7 @@ WITHOUT = {
 
 
 def check_python(args: argparse.Namespace) -> Findings:
-  """Python and the packages: versions, and combinations that are known not to work."""
+  """Checks Python and the packages: versions, and combinations that are known not to work."""
   del args
   python = platform.python_version()
   if _numbers(python) < (3, 11):
@@ -74,7 +74,7 @@ def check_python(args: argparse.Namespace) -> Findings:
 
 
 def requirements() -> dict[str, str]:
-  """The packages that sr_jax needs: {name: lower bound}, TensorFlow's builds as 'tensorflow'."""
+  """Returns {package that sr_jax needs: lower bound}; TensorFlow's builds are all 'tensorflow'."""
   file = ROOT / "requirements.txt"
   if file.is_file():
     lines = file.read_text().splitlines()
@@ -93,7 +93,7 @@ def requirements() -> dict[str, str]:
 
 
 def installed(name: str) -> str:
-  """Version of a package, '' for none. Its metadata are read; it is not imported."""
+  """Returns a package's version from its metadata, without importing it; '' if there is none."""
   try:
     return importlib.metadata.version(name) or ""
   except importlib.metadata.PackageNotFoundError:
@@ -101,12 +101,12 @@ def installed(name: str) -> str:
 
 
 def tensorflow() -> tuple[str, str]:
-  """Name of TensorFlow's build that is installed and its version, '' for none."""
+  """Returns the name of TensorFlow's build that is installed, and its version; '' for none."""
   return next(((name, version) for name in TENSORFLOW if (version := installed(name))), ("", ""))
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-  """'0.12.0rc1' -> (0, 12), to compare, without the zeros at the end."""
+  """Makes a version comparable, without zeros at the end: '0.12.0rc1' -> (0, 12)."""
   numbers = [int(number) for number in re.match(r"[\d.]*", version)[0].split(".") if number]
   while numbers and not numbers[-1]:
     numbers.pop()
@@ -151,12 +151,13 @@ def _jax_combinations() -> Findings:
 
 
 def with_extra(extra: str) -> str:
+  """Returns the command that installs the present version of jax with an extra."""
   version = installed("jax")
   return f'pip install "jax[{extra}]{f"=={version}" if version else ""}"'
 
 
 def check_tensorflow(args: argparse.Namespace) -> Findings:
-  """TensorFlow works, and sees no accelerator: it would take all of its memory."""
+  """Checks that TensorFlow works and sees no accelerator, all of whose memory it would take."""
   name, version = tensorflow()
   if not name:
     yield Finding(OK, "", "TensorFlow is not installed")
@@ -182,7 +183,7 @@ def check_tensorflow(args: argparse.Namespace) -> Findings:
 
 
 def probe_tensorflow() -> dict[str, Any]:
-  """Runs in a child: TensorFlow after `import_tensorflow`, and what is built upon it."""
+  """Tries TensorFlow, and packages that are built on it; runs in a process of its own."""
   import numpy as np
   from PIL import Image
 

@@ -1,4 +1,4 @@
-"""Whether images decode, and what is wrong with those to train on."""
+"""Checks whether images decode, and what is wrong with those to train on."""
 
 import argparse
 import collections
@@ -17,7 +17,7 @@ from sr_jax.doctor.finding import FAULT, GIB, OK, WARNING, Finding, Findings
 
 
 def check_decoding(args: argparse.Namespace) -> Findings:
-  """Image files written and read back; PNG must return to the bit."""
+  """Checks that image files can be written and read back; PNG must come back to the bit."""
   del args
   import numpy as np
   import PIL
@@ -62,7 +62,7 @@ def check_decoding(args: argparse.Namespace) -> Findings:
 
 
 class Image(NamedTuple):
-  """What the audit notes of a file."""
+  """What the audit notes about a file."""
 
   path: pathlib.Path
   digest: str = ""
@@ -72,7 +72,7 @@ class Image(NamedTuple):
 
 
 def check_data(args: argparse.Namespace) -> Findings:
-  """Every image of --data, decoded as training will."""
+  """Checks every image of --data, decoded as training will decode it."""
   from sr_jax.data.folders import HR_FOLDERS
   from sr_jax.images.files import SUFFIXES, list_images
 
@@ -146,7 +146,7 @@ def _audit(path: pathlib.Path) -> Image:
 
 
 def _unusable(audited: list[Image], folder: pathlib.Path, patch: int) -> Findings:
-  """As in training: unusable images are left out while they are few."""
+  """Reports unusable images, which training leaves out if they are few."""
   from sr_jax.data.pack import MAX_BAD_FRACTION
 
   bombs = [image for image in audited if "more than max_pixels" in image.problem]

@@ -1,19 +1,21 @@
-"""One picture of several models side by side: LR, each model, HR, with the scores under each."""
+"""Draws several models side by side in one picture: LR, each model with its scores, HR."""
 
 from collections.abc import Mapping
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-_ZOOM = 2  # HR pixels are drawn this large: differences between upscalers are a pixel wide
+from sr_jax.upscaling.upscaler import BASELINE
+
+_ZOOM = 2  # HR pixels are drawn this large, as differences between upscalers are a pixel wide
 _GAP = 8
 _TEXT = 18
 
 
 class Panels:
-  """Collects the SR images of several models, model by model, and draws a row an image.
+  """Collects the SR images of several models, model by model, and draws a row for each image.
 
-  The row shows the same crop of each: the one where the first model given errs most.
+  A row shows the same crop of each: the one where the first model that is not bicubic errs most.
   """
 
   def __init__(self, max_images: int = 4, crop: int = 128):
@@ -33,12 +35,12 @@ class Panels:
     """Adds one model's image; images past the first few are ignored.
 
     Args:
-      title: of the row.
+      title: the title of the row.
       lr: uint8 [h, w, 3] or [h, w].
       hr: uint8 [H, W, 3] or [H, W].
-      label: of the model.
-      sr: as `hr`.
-      scores: of `scoring.score`.
+      label: what the picture calls the model.
+      sr: the model's SR image, of the shape of `hr`.
+      scores: what `scoring.score` returned for it.
     """
     if title not in self._rows and len(self._rows) >= self._max_images:
       return
@@ -56,7 +58,8 @@ class Panels:
     font, small = ImageFont.load_default(15), ImageFont.load_default(13)
     for i, (title, row) in enumerate(self._rows.items()):
       lr, hr = self._ends[title]
-      window = _worst_window(row[0][1], hr, self._crop)
+      judged = next((sr for label, sr, _ in row if label != BASELINE), row[0][1])
+      window = _worst_window(judged, hr, self._crop)
       scale = hr.shape[0] // lr.shape[0]
       lr_large = lr.repeat(scale, axis=0).repeat(scale, axis=1)
       cells = [("LR", lr_large, f"{lr.shape[1]}x{lr.shape[0]}")]
@@ -78,7 +81,7 @@ def _describe(scores: Mapping[str, float]) -> str:
 
 
 def _worst_window(sr: np.ndarray, hr: np.ndarray, size: int) -> tuple[slice, slice]:
-  """The window where the squared error is largest, on a grid of half its size."""
+  """Finds the window with the largest squared error, on a grid of half its size."""
   error = np.square(sr.astype(np.float32) - hr)
   error = error.mean(axis=2) if error.ndim == 3 else error
   height, width = min(size, error.shape[0]), min(size, error.shape[1])

@@ -1,4 +1,4 @@
-"""What an evaluation writes: SR images, results.json, the table, the page and the picture."""
+"""Writes what an evaluation found: SR images, results.json, the table, the page, the picture."""
 
 import json
 import math
@@ -13,17 +13,17 @@ from sr_jax.evaluation.test_sets import TestImage
 from sr_jax.images.files import safe_output_path, unused_path, write_image
 from sr_jax.metrics.table import Table, columns, protocol
 from sr_jax.runs import logs
-from sr_jax.upscaling.upscaler import bicubic_upscaler
+from sr_jax.upscaling.upscaler import BASELINE, bicubic_upscaler
 
 
 class Compared(NamedTuple):
   """A model of an evaluation.
 
   Attributes:
-    label: what it is called.
-    spec: as it was given.
-    folder: of its results.
-    facts: {what: value} of it, for people; 'engine' where another than JAX may have upscaled.
+    label: what the results call the model.
+    spec: the model as the command line gives it: a run, a file or 'bicubic'.
+    folder: the folder for the model's results.
+    facts: {name: text} to show about the model; it has 'engine' if --engine was not 'jax'.
   """
 
   label: str
@@ -36,9 +36,9 @@ class Output:
   """Takes the images of an evaluation one by one, and writes what was found.
 
   Args:
-    folder: of what all models share.
-    models: that are compared.
-    scale: of all of them.
+    folder: the folder for the results that all models share.
+    models: the models to compare.
+    scale: the upsampling factor of all models.
   """
 
   def __init__(self, folder: pathlib.Path, models: Sequence[Compared], scale: int):
@@ -53,19 +53,30 @@ class Output:
     srs: Mapping[str, np.ndarray],
     scores: Mapping[str, Mapping[str, float]],
   ) -> None:
-    """Writes an image's SR images, by label, and keeps what the page and the picture show."""
+    """Writes an image's SR images, and keeps what the page and the picture will show.
+
+    Args:
+      set_name: the name of the test set.
+      image: the image.
+      srs: {label: SR image}.
+      scores: {label: {score: value}}.
+    """
     name = pathlib.PurePosixPath(image.name).with_suffix(".png").as_posix()
     for label, _, folder, _ in self._models:
       path = safe_output_path(folder / set_name, name)
       write_image(unused_path(path, self._taken[label]), srs[label])
       title = f"{set_name}/{image.name}"
       self._panels.add(title, image.lr, image.hr, label, srs[label], scores[label])
-    if "bicubic" not in srs:  # is shown for comparison, even where it was not asked for
-      srs = {"bicubic": bicubic_upscaler(self._scale)(image.lr), **srs}
+    if BASELINE not in srs:  # it is shown for comparison, even if it was not asked for
+      srs = {BASELINE: bicubic_upscaler(self._scale)(image.lr), **srs}
     self._page.add_image(set_name, image.name, image.lr, image.hr, srs, scores)
 
   def write(self, results: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
-    """Writes and prints the scores, {label: {set: of `scoring.evaluate_set`}}."""
+    """Writes all results and prints the table.
+
+    Args:
+      results: {label: {set: what `scoring.evaluate_set` returned for this label}}.
+    """
     table = {
       label: {
         set_name: {key: value for key, value in scores.items() if key != "images"}
@@ -97,7 +108,7 @@ class Output:
 
 
 def _write_table(output: pathlib.Path, table: Table, how: Mapping[str, str]) -> None:
-  """The one table of all models and sets: on the screen and in three files."""
+  """Writes the table of all models and sets, on the screen and to three files."""
   _write_text(output / "table.md", tables.format_markdown(table))
   _write_text(output / "table.csv", tables.format_csv(table))
   _write_text(output / "table.json", _json({"protocol": how, "models": table}))
@@ -110,7 +121,7 @@ def _write_text(path: pathlib.Path, text: str) -> None:
 
 
 def _json(tree: Any) -> str:
-  """JSON as every reader takes it: an infinite PSNR is null."""
+  """Formats JSON that every reader accepts: an infinite PSNR becomes null."""
 
   def finite(node: Any) -> Any:
     if isinstance(node, dict):

@@ -1,8 +1,8 @@
-"""One self-contained HTML page of an evaluation: curves, scores, and every image to compare.
+"""Writes an evaluation as one self-contained HTML page: curves, scores, every image to compare.
 
 The page opens offline: images are data URIs, the script and the styles are inline, and its
 Content-Security-Policy forbids the network. `report.html` beside this file is its frame, with the
-styles and the script; here is what goes into it. `comparison.py` draws a single picture instead,
+styles and the script; this module fills the frame. `comparison.py` draws a single picture instead,
 which needs no browser.
 """
 
@@ -24,12 +24,12 @@ from PIL import Image
 
 from sr_jax import UserError
 from sr_jax.metrics.table import direction
+from sr_jax.upscaling.upscaler import BASELINE
 
 # [(step, value), ...] of one series of a run.
 Points = Sequence[tuple[float, float]]
 Window = tuple[slice, slice]
 
-BASELINE = "bicubic"  # is shown next to LR, and is never the model whose windows are shown
 
 _FRAME = pathlib.Path(__file__).with_name("report.html")
 _LOSSY = {"quality": 90, "method": 4}
@@ -44,14 +44,13 @@ _MAIN_CURVES = ("eval/", "loss/")  # the others are folded away
 class Report:
   """Collects the images of an evaluation one by one, as encoded bytes, and writes the page.
 
-  Every image has the windows where the first model errs most and least, lossless. Whole images
-  are lossy, and only as many as the budget has room for: once it is spent, the set with the most
+  Every image has lossless windows where the first model errs most and least. Whole images are
+  lossy, and there are only as many as the budget allows: once it is spent, the set with the most
   whole images gives up its latest one, but not its worst or its best.
 
   Args:
-    max_full_images: embed at most so many test images whole, each with all its SR images.
-    max_full_pixels: and at most so many pixels, of all of these together: 80 million are
-      some 25 MB.
+    max_full_images: how many test images are embedded whole, at most, each with all its SR images.
+    max_full_pixels: how many pixels all of these may have together; 80 million are some 25 MB.
     window: side of the windows in HR pixels; 72 holds whole LR pixels at scale 2, 3, 4 and 8.
   """
 
@@ -73,8 +72,8 @@ class Report:
     """Adds one image of a set, upscaled by every model.
 
     Args:
-      set_name: of the test set.
-      name: of the image, unique within the set.
+      set_name: the name of the test set.
+      name: the name of the image, unique within the set.
       lr: uint8 [h, w, 3] or [h, w].
       hr: uint8 [h*s, w*s, 3] or [h*s, w*s].
       sr: {label: image of the shape of `hr`}; the first that is not 'bicubic' is the model whose
@@ -83,7 +82,7 @@ class Report:
         ranks the images of the set.
 
     Raises:
-      UserError: sizes that do not belong together, or no SR image.
+      UserError: the sizes do not belong together, or there is no SR image.
     """
     scale = _check(name, lr, hr, sr)
     labels = sorted(sr, key=lambda label: label != BASELINE)  # LR, bicubic, the models, HR
@@ -127,15 +126,14 @@ class Report:
     """Writes the page, whole or not at all.
 
     Args:
-      path: of the HTML file; its folder exists.
-      title: heading of the page.
-      table: {label: {set: {metric: mean}}}; what is no number is left out.
-      columns: metrics of the tables, in order; all of `table` without it. Infinite values are
-        shown as such.
-      protocol: {what: how}, as `results.json` says it.
-      facts: {label: {what: value}} of the models: file, digest, architecture, steps.
-      curves: {run: {series: [(step, value), ...]}}, as metrics.jsonl has them; long ones are
-        thinned.
+      path: the path of the HTML file, whose folder exists.
+      title: the heading of the page.
+      table: {label: {set: {metric: mean}}}; values that are not numbers are left out. Infinite
+        values are shown as such.
+      columns: the metrics of the tables, in order; by default all those of `table`.
+      protocol: {subject: how it is computed}, as in `results.json`.
+      facts: {label: {fact: value}} about the models: file, digest, architecture, steps.
+      curves: {run: {series: [(step, value), ...]}}, as in metrics.jsonl; long series are thinned.
     """
     columns = list(columns) if columns is not None else _metrics_of(table)
     charts = _charts(curves or {})
@@ -212,12 +210,13 @@ def extreme_windows(
   Args:
     sr: uint8 [H, W, 3] or [H, W].
     hr: the same shape.
-    side: of the windows, or that of a smaller image.
-    step: windows start at its multiples.
+    side: the side of the windows; they are smaller where the image is.
+    step: windows start at multiples of this.
 
   Returns:
-    The window of the largest sum of squared errors, and that of the smallest among the windows
-    whose variance in HR (of the sum over channels) is not below the median. Of equals, the first.
+    The window with the largest sum of squared errors, and the one with the smallest among the
+    windows whose variance in HR (of the sum over channels) is not below the median. Of several
+    equal ones, the first.
   """
   sr, hr = (np.atleast_3d(image).astype(np.int64) for image in (sr, hr))
   height, width = min(side, hr.shape[0]), min(side, hr.shape[1])
@@ -238,8 +237,8 @@ def thin(points: Points, max_points: int = _MAX_POINTS) -> list[tuple[float, flo
   """Thins a series and keeps what a reader looks for: its ends, its peaks, and its failures.
 
   Args:
-    points: (step, value), in order.
-    max_points: 5 or more.
+    points: (step, value) of each point, in order.
+    max_points: the number of points to keep, at most; 5 or more.
 
   Returns:
     The first and the last point and, of each of equal parts between them, the points of the
@@ -265,7 +264,7 @@ def _parts(start: int, stop: int, count: int) -> list[tuple[int, int]]:
 
 
 def _means(points: Points) -> list[tuple[float, float]]:
-  """What a noisy series does on average: the mean of each part, where anything there is finite."""
+  """Averages a noisy series: returns the mean of each part that has finite values."""
   if len(points) < 2 * _MEAN_PARTS:
     return []
   means = []
@@ -278,32 +277,32 @@ def _means(points: Points) -> list[tuple[float, float]]:
 
 @dataclasses.dataclass
 class _Strip:
-  """One window of an image: the same place of LR, each SR image and HR."""
+  """One window of an image: the same place in LR, in each SR image and in HR."""
 
   kind: str  # worst, best
   box: tuple[int, int, int, int]  # x, y, width, height in HR pixels
   crops: dict[str, bytes]  # WebP files by 'lr', 'sr:LABEL', 'hr'
-  psnr: dict[str, float]  # of the window, by the same keys
+  psnr: dict[str, float]  # PSNR in the window, by the same keys
 
 
 @dataclasses.dataclass(eq=False)  # two files may hold the same image
 class _Image:
-  """What the page needs of one image."""
+  """What the page needs to show one image."""
 
   set_name: str
   name: str
   hr_size: tuple[int, int]  # height, width
   lr_size: tuple[int, int]
-  model: str  # whose windows are shown
+  model: str  # the label of the model whose windows are shown
   scores: dict[str, dict[str, float]]
   strips: list[_Strip]
   thumbnail: bytes
-  pixels: int = 0  # of all its layers
+  pixels: int = 0  # the number of pixels of all its layers
   is_whole: bool = False
   whole: dict[str, bytes] = dataclasses.field(default_factory=dict)
 
   def rank(self) -> float | None:
-    """The first score of the first model, turned so that more is better."""
+    """Returns the first score of the first model, negated if less is better."""
     for metric, value in self.scores.get(self.model, {}).items():
       if direction(metric) and _is_number(value) and not math.isnan(value):
         return direction(metric) * value
@@ -311,7 +310,7 @@ class _Image:
 
 
 def _check(name: str, lr: np.ndarray, hr: np.ndarray, sr: Mapping[str, np.ndarray]) -> int:
-  """Returns the scale of images that belong together."""
+  """Returns the scale of images; raises UserError if they do not belong together."""
   if not sr:
     raise UserError(f"{name}: there is no SR image to show; pass at least one model's")
   for label, image in {"LR": lr, "HR": hr, **sr}.items():
@@ -329,7 +328,7 @@ def _check(name: str, lr: np.ndarray, hr: np.ndarray, sr: Mapping[str, np.ndarra
 
 
 def _window_sums(values: np.ndarray, height: int, width: int, step: int) -> np.ndarray:
-  """Sums of all windows, from an integral image: integers, so nothing is rounded."""
+  """Computes the sums of all windows from an integral image of integers, without rounding."""
   integral = np.pad(values, ((1, 0), (1, 0))).cumsum(axis=0).cumsum(axis=1)
   sums = integral[height:, width:] - integral[:-height, width:]
   sums += integral[:-height, :-width] - integral[height:, :-width]
@@ -386,7 +385,7 @@ def _escape(text: Any) -> str:
 
 
 def _json(value: Any) -> str:
-  """JSON that cannot end its script element; a bare NaN is an error, not a page that is empty."""
+  """Formats JSON that cannot end its script element; a NaN, which would break the page, raises."""
   return json.dumps(value, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
@@ -411,7 +410,7 @@ def _number(metric: str, value: Any) -> str:
 
 
 def _best_text(metric: str, values: Iterable[Any]) -> str | None:
-  """The best value as it is shown: what a reader cannot tell apart is equally good."""
+  """Returns the best value as it is shown: values that look the same are equally good."""
   sign = direction(metric)
   values = [float(v) for v in values if _is_number(v) and not math.isnan(v)]
   if not sign or len(values) < 2:
@@ -434,7 +433,7 @@ def _cell(metric: str, value: Any, best: str | None) -> str:
 
 
 def _rows_of_models(scores: Mapping[str, Mapping[str, Any]], columns: Sequence[str]) -> str:
-  """Rows of {label: {metric: value}}, the best of each column marked."""
+  """Makes rows from {label: {metric: value}}, with the best value of each column marked."""
   best = {
     metric: _best_text(metric, (values.get(metric) for values in scores.values()))
     for metric in columns
@@ -448,7 +447,7 @@ def _rows_of_models(scores: Mapping[str, Mapping[str, Any]], columns: Sequence[s
 
 
 def _image_table(scores: Mapping[str, Mapping[str, Any]], columns: Sequence[str]) -> str:
-  """The scores of one image, a row a metric: beside the image there is height, not width."""
+  """Makes a table of one image's scores, a row for each metric, to stand beside the image."""
   rows = []
   for metric in columns:
     values = [of_model.get(metric) for of_model in scores.values()]

@@ -11,19 +11,18 @@ import numpy as np
 from sr_jax import UserError
 from sr_jax import metrics
 from sr_jax.evaluation.test_sets import TestImage
-from sr_jax.metrics.table import METRICS, SCORES
+from sr_jax.metrics.psnr_ssim import SSIM_WINDOW
+from sr_jax.metrics.table import METRICS, SCORES, Scores
 from sr_jax.upscaling import upscaler
-
-Scores = dict[str, float]
 
 
 class Extra(NamedTuple):
-  """Weights of the scores beside PSNR and SSIM.
+  """What the scores beside PSNR and SSIM need.
 
   Attributes:
-    lpips: {'alex' or 'vgg': of `metrics.load_lpips`}.
-    niqe: of `metrics.load_niqe`, or None.
-    functions: of scores that have one of their own in `table.SCORES`.
+    lpips: {'alex' or 'vgg': what `metrics.load_lpips` returned}.
+    niqe: what `metrics.load_niqe` returned, or None.
+    functions: {score: its function in `table.SCORES`}.
   """
 
   lpips: Mapping[str, Any] = {}
@@ -44,8 +43,8 @@ def score(sr: np.ndarray, hr: np.ndarray, scale: int, extra: Extra = NO_EXTRA) -
     extra: further scores.
 
   Returns:
-    psnr_y, ssim_y in dB and [-1, 1]; psnr_rgb, ssim_rgb where there is colour; lpips_alex,
-    lpips_vgg, niqe where `extra` has them.
+    psnr_y in dB and ssim_y in [-1, 1]; psnr_rgb, ssim_rgb where there is colour; lpips_alex,
+    lpips_vgg, niqe and scores with a function of their own where `extra` has them.
 
   Raises:
     UserError: shapes that differ, or are too small.
@@ -64,7 +63,7 @@ def evaluate_set(
   """Scores models on a set, each image decoded once.
 
   Args:
-    upscalers: {label: of `make_upscaler` or `bicubic_upscaler`}.
+    upscalers: {label: what `make_upscaler` or `bicubic_upscaler` returned}.
     test_images: the set.
     scale: the upsampling factor.
     extra: scores beside PSNR and SSIM.
@@ -74,6 +73,9 @@ def evaluate_set(
   Returns:
     {label: {'psnr_y': mean, ..., 'images': {name: scores}}}. A mean is over the images that have
     the score: RGB's over the colour images.
+
+  Raises:
+    UserError: no image at all, an image that is too small, or sizes that do not belong together.
   """
   per_image: dict[str, dict[str, Scores]] = {label: {} for label in upscalers}
   names = []
@@ -132,15 +134,19 @@ def perceptual_indices(
 
 
 def batches(test_images: Iterable[TestImage], scale: int) -> Iterator[list[TestImage]]:
-  """Gathers images that are padded to the same size, as many as are scored by one call."""
+  """Gathers images that are padded to the same size, as many as are scored by one call.
+
+  Raises:
+    UserError: an image that is too small for SSIM.
+  """
   count = _batch_size()
   waiting: dict[tuple[int, ...], list[TestImage]] = {}
   for image in test_images:
-    smallest, (height, width) = 11 + 2 * scale, image.hr.shape[:2]
+    smallest, (height, width) = SSIM_WINDOW + 2 * scale, image.hr.shape[:2]
     if min(height, width) < smallest:
       raise UserError(
-        f"{image.name}: border={scale} of a {width}x{height} image must leave 11x11 pixels, SSIM's "
-        f"window; sides must be {smallest} or more"
+        f"{image.name}: border={scale} of a {width}x{height} image must leave "
+        f"{SSIM_WINDOW}x{SSIM_WINDOW} pixels, SSIM's window; sides must be {smallest} or more"
       )
     size = upscaler.bucket(height), upscaler.bucket(width)
     waiting.setdefault(size, []).append(image)
@@ -161,11 +167,11 @@ def _score_batch(
   for sr, hr in zip(srs, hrs, strict=True):
     if sr.shape != hr.shape:
       raise UserError(
-        f"SR and HR images must be of one shape, are {list(sr.shape)} and {list(hr.shape)}; is the "
-        "LR image of another scale?"
+        f"SR and HR images must have the same shape; they have {list(sr.shape)} and "
+        f"{list(hr.shape)}; is the LR image of another scale?"
       )
   count = len(srs)
-  # The last batch of a size is filled up with its first image: another number is another program.
+  # The last batch is filled up with its first image: a batch of another size would compile anew.
   srs, hrs = (list(part) + [part[0]] * (-count % _batch_size()) for part in (srs, hrs))
   sizes = np.array([hr.shape[:2] for hr in hrs], np.int32)
   grey = np.array([hr.ndim == 2 for hr in hrs])
@@ -182,6 +188,7 @@ def _score_batch(
       left_out |= {"psnr_rgb", "ssim_rgb"}
     there = [key for key in SCORES if key in batch and key not in left_out]
     own = {key: function(srs[i], hrs[i], scale) for key, function in extra.functions.items()}
+    own = {key: value for key, value in own.items() if not math.isnan(value)}
     scores.append({**{key: float(batch[key][i]) for key in there}, **own})
   return scores
 
@@ -206,15 +213,19 @@ def with_means(per_image: Mapping[str, Scores]) -> dict[str, Any]:
 
 def smallest_side(scale: int) -> int:
   """The smallest side, in HR pixels, that can be scored: SSIM's window within the cut border."""
-  return -(-(11 + 2 * scale) // scale) * scale
+  return -(-(SSIM_WINDOW + 2 * scale) // scale) * scale
 
 
 def load_extra(wanted: Sequence[str], niqe_params: str = "") -> Extra:
   """Loads what the scores beside PSNR and SSIM need.
 
   Args:
-    wanted: of METRICS; () for all that can be computed here, with a warning for what cannot.
-    niqe_params: BasicSR's niqe_pris_params.npz, or '' for no NIQE.
+    wanted: some of METRICS; () for all that can be computed here, with a warning for what cannot.
+    niqe_params: path of BasicSR's niqe_pris_params.npz, or '' for no NIQE.
+
+  Raises:
+    UserError: an unknown metric, or NIQE without its file.
+    FileNotFoundError: a metric that was asked for has no weights here.
   """
   for name in wanted:
     if name not in METRICS:

@@ -1,4 +1,4 @@
-"""One table of scores, a row a model and set: for the screen, as Markdown, as CSV."""
+"""Formats a table of scores, a row for each model and set: for the screen, as Markdown, as CSV."""
 
 import csv
 import io
@@ -22,7 +22,7 @@ def format_text(table: Table) -> str:
 
 
 def format_markdown(table: Table) -> str:
-  """Formats a table as GitHub shows it."""
+  """Formats a table as Markdown that GitHub shows as a table."""
   head, *body = [[cell.replace("|", "\\|") for cell in row] for row in _rows(table)]
   rule = ["---", "---", *["---:"] * (len(head) - 2)]
   return "".join("| " + " | ".join(row) + " |\n" for row in [head, rule, *body])

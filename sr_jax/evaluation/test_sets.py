@@ -1,4 +1,4 @@
-"""The images of a test set, HR and LR, one by one."""
+"""Yields the images of a test set, HR and LR, one by one."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -19,7 +19,7 @@ class TestImage(NamedTuple):
 
 
 def packed_image(pack: Pack, i: int) -> TestImage:
-  """Image i of a pack as the evaluation wants it: a grey file has two axes."""
+  """Returns image i of a pack in the form of the evaluation, where a grey file has two axes."""
   hr, lr = hr_image(pack, i), lr_image(pack, i)
   if pack.grey[i]:
     hr, lr = hr[:, :, 0], lr[:, :, 0]
@@ -27,7 +27,18 @@ def packed_image(pack: Pack, i: int) -> TestImage:
 
 
 def open_test_set(spec: str, scale: int) -> tuple[str, int, Iterator[TestImage]]:
-  """Opens the images of a `--data` entry: its name, their number, and the images one by one."""
+  """Opens the images of a `--data` entry.
+
+  Args:
+    spec: one of the forms of `sources.FORMS`.
+    scale: the upsampling factor; HR is cropped to a multiple of it.
+
+  Returns:
+    The name of the set, the number of its images, and an iterator over the images.
+
+  Raises:
+    UserError: the form is unknown, or there are no images.
+  """
   source = sources.open_source(spec, scale=scale, keep_grey=True)
 
   def test_images() -> Iterator[TestImage]:

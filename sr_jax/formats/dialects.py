@@ -1,8 +1,8 @@
-"""State dicts of other programs: what they are wrapped in, and how they name the same networks.
+"""Reads state dicts of other programs: opens their wrappers, and renames their arrays.
 
 `unwrap` finds the state dict in what a file holds, `rename` gives its arrays the names that
-`state_dicts.py` reads. Both work on trees in memory, which may come from strangers: whatever is
-wrong with one is a UserError. Files are read elsewhere.
+`state_dicts.py` reads. Both work on trees in memory, which may be untrusted: whatever is wrong with
+a tree raises UserError. Files are read elsewhere.
 """
 
 import re
@@ -11,9 +11,9 @@ from typing import Any
 
 from sr_jax import UserError
 
-# Where programs put a state dict, the first that is there being taken: spandrel's order, so that
-# a file is the same network here and in the programs that are built on it. torch.compile adds
-# `_orig_mod`, DataParallel and AveragedModel `module`.
+# Where programs put a state dict. The first of these keys that is there is taken, in spandrel's
+# order, so that a file is the same network here and in the programs that are built on spandrel.
+# torch.compile adds `_orig_mod`, DataParallel and AveragedModel add `module`.
 _WRAPPERS = (
   "model_state_dict",
   "state_dict",
@@ -29,9 +29,9 @@ _ROLES = {
   "generator": ("generator", "netG", "net_g"),
   "discriminator": ("discriminator", "netD", "net_d"),
 }
-_DEEPEST = 8  # wrappers within wrappers: a tree that holds itself would have no last one
+_DEEPEST = 8  # wrappers that are opened, at most: a tree that holds itself has no last one
 
-# What tells a dialect, searched for in this order: the start of a key that only it has.
+# How dialects are recognised, in this order: by the start of a key that no other dialect has.
 _MARKS = {
   "old": r"model\.\d+\.",
   "rrdb_trunk": r"RRDB_trunk\.|trunk_conv\.",
@@ -40,7 +40,7 @@ _MARKS = {
   "basicsr": r"conv_first\.|body\.\d+\.(rdb|conv|bn)\d\.",
 }
 
-# What the names of a dialect say of the network, and arrays do not.
+# Fields of the network that follow from the dialect and not from the arrays.
 FIELDS = {"leftthomas": {"final_activation": "tanh"}}
 
 
@@ -48,18 +48,18 @@ def unwrap(tree: Any, role: str = "generator") -> tuple[dict[str, Any], str]:
   """Finds the state dict in what a file of weights holds.
 
   Wrappers are dicts in dicts ({'params_ema': {...}}) or prefixes of keys ('module.conv.weight'),
-  also within each other. Averaged weights are taken before those that they are the average of.
-  What is no array, and scalars (counters as `step` or `num_batches_tracked`), are left out.
+  also within each other. Averaged weights are preferred to the weights that were averaged. Values
+  that are not arrays, and scalars (counters such as `step` or `num_batches_tracked`), are left out.
 
   Args:
     tree: nested dicts with arrays of any library.
-    role: 'generator' or 'discriminator', where a file holds both.
+    role: 'generator' or 'discriminator', in case a file holds both.
 
   Returns:
-    {key: array} and the wrappers that were opened, as 'state_dict.module'; '' where there was none.
+    {key: array}, and the wrappers that were opened, for example 'state_dict.module'; '' for none.
 
   Raises:
-    UserError: there are no arrays by name.
+    UserError: there are no named arrays.
   """
   opened = []
   while (inner := _open(tree, role)) and len(opened) < _DEEPEST:
@@ -90,10 +90,11 @@ def rename(state: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     state: {key: array}, as `unwrap` returns it.
 
   Returns:
-    {BasicSR's key: the same array}, and the dialect. FIELDS has what the dialect says beyond.
+    {BasicSR's key: the same array}, and the dialect. FIELDS has the network's fields that follow
+    from the dialect.
 
   Raises:
-    UserError: naming the first key that the dialect does not have.
+    UserError: the dialect is unknown, or it does not have one of the keys, which the error names.
   """
   plus = next((key for key in state if ".conv1x1." in key), None)
   if plus is not None:
@@ -131,7 +132,7 @@ def rename_discriminator(state: Mapping[str, Any]) -> tuple[dict[str, Any], str]
     {BasicSR's key: the same array}, and the dialect, 'basicsr' or 'parametrizations'.
 
   Raises:
-    UserError: naming the first key that is of another parametrisation.
+    UserError: a key belongs to another parametrisation; the error names it.
   """
   if not any(".parametrizations." in key for key in state):
     return dict(state), "basicsr"
@@ -150,7 +151,7 @@ def rename_discriminator(state: Mapping[str, Any]) -> tuple[dict[str, Any], str]
 
 
 def _open(tree: Any, role: str) -> tuple[str, Mapping] | None:
-  """The outermost wrapper and what is in it; None where there is none."""
+  """Returns the outermost wrapper and what is in it; None if there is no wrapper."""
   if not isinstance(tree, Mapping):
     return None
   names = (*_ROLES[role], *_WRAPPERS)
@@ -176,7 +177,7 @@ def _open(tree: Any, role: str) -> tuple[str, Mapping] | None:
 
 
 def _arrays(tree: Mapping[Any, Any]) -> dict[Any, Any]:
-  """What can be weights: arrays that are not scalars."""
+  """Returns the values that can be weights: arrays that are not scalars."""
   return {
     key: value
     for key, value in tree.items()
@@ -185,13 +186,12 @@ def _arrays(tree: Mapping[Any, Any]) -> dict[Any, Any]:
 
 
 def _rename(state: Mapping[str, Any], layers: Mapping[str, str], dialect: str) -> dict[str, Any]:
-  """Replaces each key's layer, which is all of it but the last part.
+  """Replaces the layer in each key, which is everything but the key's last part.
 
   Args:
     state: {key: array}.
-    layers: {pattern of the whole of a layer's name: its replacement}; no two names of layers get
-      the same replacement.
-    dialect: for errors.
+    layers: {pattern of a layer's whole name: its replacement}; no two layers get the same name.
+    dialect: what errors call the dialect.
   """
   renamed = {}
   for key, array in state.items():
@@ -209,7 +209,7 @@ def _rename(state: Mapping[str, Any], layers: Mapping[str, str], dialect: str) -
 
 
 def _basicsr_layers(state: Mapping[str, Any]) -> dict[str, str]:
-  """All layers of the generators in `networks/`, a few of which BasicSR does not have."""
+  """Lists all layers of the generators in `networks/`, a few of which BasicSR does not have."""
   layers = (
     r"conv_(first|body|hr|last|up\d|up_x3)|upconv\d|bn_body|prelu_(first|up\d)",
     r"body\.\d+\.(rdb[123]\.conv[1-5]|conv[12]|bn[12]|prelu)",
@@ -236,8 +236,10 @@ def _mmsr_layers(state: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _old_layers(state: Mapping[str, Any]) -> dict[str, str]:
-  """A Sequential: conv_first, the body with conv_body as its last, then [upsampling, conv_up,
-  activation] for each factor 2, conv_hr, activation, conv_last.
+  """Names the layers of a Sequential by their numbers.
+
+  They are conv_first, the body with conv_body as its last layer, then [upsampling, conv_up,
+  activation] for each factor of 2, conv_hr, activation, conv_last.
   """
   ups = max((_numbers(state, "model.")[-1] - 4) // 3, 0)
   blocks = _numbers(state, "model.1.sub.")[-1]
@@ -252,8 +254,10 @@ def _old_layers(state: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _leftthomas_layers(state: Mapping[str, Any]) -> dict[str, str]:
-  """block1 to block8: conv_first with its PReLU, five residual blocks, conv_body with its
-  BatchNorm, the upsampling with conv_last as its last.
+  """Names the layers of block1 to block8.
+
+  They are conv_first with its PReLU, five residual blocks, conv_body with its BatchNorm, and the
+  upsampling with conv_last as its last layer.
   """
   last = _numbers(state, "block8.")[-1]
   return {
@@ -268,9 +272,10 @@ def _leftthomas_layers(state: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _numbers(state: Mapping[str, Any], prefix: str) -> list[int]:
-  """The numbers that follow a prefix in keys, in order.
+  """Returns the numbers that follow a prefix in keys, in order.
 
-  Four digits at most: a table is made for so many layers, and int() refuses thousands of digits.
+  Numbers of more than four digits are refused: a table is made for so many layers, and int() fails
+  for thousands of digits.
   """
   pattern = re.compile(re.escape(prefix) + r"(\d+)\.")
   found = {match[1] for key in state if (match := pattern.match(key))}

@@ -13,6 +13,7 @@ import numpy as np
 from sr_jax import MissingPackageError, UserError, __version__
 
 from sr_jax.formats.state_dicts import to_state_dict
+from sr_jax.kernels.leaky_relu import SLOPE
 from sr_jax.networks.blocks import UPSAMPLING
 from sr_jax.networks.build import build_checked
 
@@ -61,9 +62,14 @@ def to_onnx(
     A model that passes `onnx.checker`.
 
   Raises:
-    UserError: the arguments are of no network, or the variables of another; a weight is too large
-      for float16.
+    UserError: there is no exporter for this network; the variables are another network's; a weight
+      is too large for float16.
   """
+  if name not in NETWORKS:
+    raise UserError(
+      f"there is no .onnx of the network {name!r}, only of {', '.join(NETWORKS)}; "
+      "write .stablehlo or .safetensors"
+    )
   if dtype not in _DTYPES:
     raise UserError(f"dtype={dtype!r} must be one of {', '.join(_DTYPES)}")
   metadata = dict(metadata or {})
@@ -248,7 +254,7 @@ def _rrdbnet(graph: _Graph, net: nn.Module) -> None:
     for j in range(1, 4):
       dense = features = y
       for k in range(1, 5):
-        new = graph.leaky_relu(graph.conv(features, f"body.{i}.rdb{j}.conv{k}"), 0.2)
+        new = graph.leaky_relu(graph.conv(features, f"body.{i}.rdb{j}.conv{k}"), SLOPE)
         features = graph.node("Concat", [features, new], axis=1)
       y = graph.conv(features, f"body.{i}.rdb{j}.conv5")
       y = graph.add(graph.mul(y, net.residual_scale, "residual_scale"), dense)
@@ -259,7 +265,7 @@ def _rrdbnet(graph: _Graph, net: nn.Module) -> None:
 
 def _residualnet(graph: _Graph, net: nn.Module) -> None:
   x = graph.conv("input", "conv_first")
-  y = _residual_blocks(graph, x, net.blocks, slope=0.2, residual_scale=net.residual_scale)
+  y = _residual_blocks(graph, x, net.blocks, slope=SLOPE, residual_scale=net.residual_scale)
   x = graph.add(x, graph.conv(y, "conv_body"))
   _upsample_and_reconstruct(graph, x, net.scale)
 
@@ -281,8 +287,8 @@ def _upsample_and_reconstruct(graph: _Graph, x: str, factor: int) -> None:
   """ESRGAN's second half."""
   for i, r in enumerate(UPSAMPLING[factor], 1):
     key = "conv_up_x3" if r == 3 else f"conv_up{i}"
-    x = graph.leaky_relu(graph.conv(graph.upsample_nearest(x, r), key), 0.2)
-  graph.conv(graph.leaky_relu(graph.conv(x, "conv_hr"), 0.2), "conv_last")
+    x = graph.leaky_relu(graph.conv(graph.upsample_nearest(x, r), key), SLOPE)
+  graph.conv(graph.leaky_relu(graph.conv(x, "conv_hr"), SLOPE), "conv_last")
 
 
 NETWORKS = {

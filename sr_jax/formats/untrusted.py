@@ -1,4 +1,4 @@
-"""How files of strangers are read: with limits, and with one error for all that is refused."""
+"""Reads untrusted files: with limits, and with one error for everything that is refused."""
 
 import contextlib
 import io
@@ -8,18 +8,18 @@ from collections.abc import Iterator
 
 from sr_jax import UserError
 
-# Opcodes of a pickle and values of a tree. RRDBNet with its EMA and optimizer takes 113,000; an
-# opcode of one byte makes an object of a hundred.
+# The limit for the opcodes of a pickle and for the values of a tree. RRDBNet with its EMA and
+# optimizer takes 113,000; an opcode of one byte makes an object of a hundred bytes.
 MAX_OBJECTS = 1_000_000
 
-SLACK = 2**20  # bytes, for small files
+SLACK = 2**20  # bytes that a small file may cost in addition
 
 
 class UnsafeFileError(UserError):
-  """A file that is refused: it asks for more than weights, or does not hold what it says."""
+  """The error of a file that asks for more than weights, or does not hold what it says."""
 
   def __init__(self, path: str | pathlib.Path, refused: str):
-    # What is refused quotes the file: one line of it, and no terminal escapes.
+    # The reason quotes the file, so it is cut to one line without terminal escapes.
     refused = "".join(c if c.isprintable() else "?" for c in refused[:400])
     super().__init__(
       f"{path}: refused, {refused}. If it may be damaged, fetch it again; if you trust where it "
@@ -29,7 +29,7 @@ class UnsafeFileError(UserError):
 
 @contextlib.contextmanager
 def refusals(path: str | pathlib.Path) -> Iterator[None]:
-  """Makes whatever a malformed file raises an UnsafeFileError; an absent file stays what it is."""
+  """Turns whatever a malformed file raises into UnsafeFileError, but not FileNotFoundError."""
   try:
     yield
   except (UnsafeFileError, FileNotFoundError):
@@ -41,7 +41,12 @@ def refusals(path: str | pathlib.Path) -> Iterator[None]:
 
 
 def read_bytes(path: str | pathlib.Path, most: int = -1) -> bytes:
-  """The file, or its first bytes: what is read from memory cannot claim what is not there."""
+  """Reads a file, or its first bytes, into memory, where it cannot claim what is not there.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    UnsafeFileError: the path is no plain file.
+  """
   path = pathlib.Path(path)
   if not path.exists():
     raise FileNotFoundError(f"there is no file {str(path)!r}")
@@ -54,20 +59,23 @@ def read_bytes(path: str | pathlib.Path, most: int = -1) -> bytes:
 def read_zip(
   data: bytes, path: str | pathlib.Path, methods: tuple[int, ...], limit: int
 ) -> dict[str, bytes]:
-  """Reads all entries of a zip archive, checksums verified.
+  """Reads all entries of a zip archive and verifies their checksums.
 
   Args:
-    data: of the archive.
-    path: of it, for the error.
-    methods: the compression methods allowed. Of zipfile's, ZIP_STORED and ZIP_DEFLATED alone stop
-      where an entry is to end.
-    limit: bytes that the entries may have together.
+    data: the bytes of the archive.
+    path: what errors call the archive.
+    methods: the compression methods that are allowed. Of zipfile's, only ZIP_STORED and
+      ZIP_DEFLATED stop where an entry should end.
+    limit: the bytes that all entries may have together.
 
   Returns:
     {name: contents}, in the archive's order.
+
+  Raises:
+    UnsafeFileError: the archive breaks one of these limits, or two entries have the same name.
   """
-  # An entry of the directory costs 20 times its size once zipfile has parsed it, and the number
-  # that the archive gives of them is not to be trusted.
+  # An entry of the directory takes 20 times its size once zipfile has parsed it, and the number of
+  # entries that the archive states cannot be trusted.
   if data.count(b"PK\x01\x02") > MAX_OBJECTS // 10:
     raise UnsafeFileError(path, f"its archive has more than {MAX_OBJECTS // 10} entries")
   with zipfile.ZipFile(io.BytesIO(data)) as archive:

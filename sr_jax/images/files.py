@@ -1,8 +1,9 @@
-"""Image files in and out: the one place where they are decoded, and the policy for odd ones.
+"""Reads and writes image files: the one place that decodes them and treats unusual ones.
 
 All decoding is Pillow's, so that training, evaluation and upscaling see the same pixels (other
-JPEG decoders differ by up to 15/255). Files are untrusted: formats come from a short list, the
-size is read from the header before a pixel is decoded, output names never leave their folder.
+JPEG decoders differ by up to 15/255). Files are untrusted: only a short list of formats is read,
+the size is taken from the header before a pixel is decoded, and output names never leave their
+folder.
 """
 
 import contextlib
@@ -28,7 +29,8 @@ SUFFIXES = {
   ".tif": "TIFF",
   ".tiff": "TIFF",
 }
-FORMATS = sorted(set(SUFFIXES.values()))  # of the files' contents; a wrong suffix is no fault
+# What a file may contain, whatever its suffix.
+FORMATS = sorted(set(SUFFIXES.values()))
 SAVE_OPTIONS = {"JPEG": {"quality": 95}, "WEBP": {"lossless": True}}
 MAX_PIXELS = 100_000_000
 
@@ -43,20 +45,21 @@ def read_image(
 
   EXIF orientation is applied. Grey, 1-bit, palette, CMYK and YCbCr files become RGB; embedded
   colour profiles are not. 16-bit grey is scaled to 8 bits with rounding, never clipped (16-bit
-  RGB loses its low byte in Pillow). Opaque alpha is dropped, any other is composited over white:
-  the colours hidden under transparent pixels are arbitrary. Of many frames the first counts.
+  RGB loses its low byte in Pillow). Opaque alpha is dropped. An image with any other alpha is
+  composited over white, because the colours under transparent pixels are arbitrary. Of several
+  frames the first is read.
 
   Args:
     source: a path, or the bytes of a file.
-    keep_grey: return a grey file as [H, W]: benchmarks take its values as Y.
-    max_pixels: refuse larger images from their header, before decoding: a 50 kB file can
-      hold a gigapixel.
+    keep_grey: whether to return a grey file as [H, W]; benchmarks take its values as Y.
+    max_pixels: larger images are refused by their header, before they are decoded: a 50 kB file
+      can hold a gigapixel.
 
   Returns:
     uint8 [H, W, 3], or [H, W] for a grey file with `keep_grey`.
 
   Raises:
-    UserError: no readable image of the known formats, or too large.
+    UserError: it is not a readable image of the known formats, or it is too large.
     OSError: the file cannot be opened.
   """
   color, alpha = _read(source, max_pixels)
@@ -70,16 +73,20 @@ def read_image(
 def read_image_and_alpha(
   source: PathLike | bytes, *, max_pixels: int = MAX_PIXELS
 ) -> tuple[np.ndarray, np.ndarray | None]:
-  """Read an image file with its alpha apart, so that both can be upscaled.
+  """Read an image file and its alpha separately, so that both can be upscaled.
 
-  As `read_image`, but nothing is composited.
+  The image is read as by `read_image`, but nothing is composited.
 
   Args:
     source: a path, or the bytes of a file.
-    max_pixels: refuse larger images before decoding.
+    max_pixels: larger images are refused before they are decoded.
 
   Returns:
-    uint8 RGB [H, W, 3], and uint8 alpha [H, W], or None where every pixel is opaque.
+    uint8 RGB [H, W, 3], and uint8 alpha [H, W], or None if every pixel is opaque.
+
+  Raises:
+    UserError: it is not a readable image of the known formats, or it is too large.
+    OSError: the file cannot be opened.
   """
   color, alpha = _read(source, max_pixels)
   return _to_rgb(color), alpha
@@ -92,28 +99,31 @@ def image_size(source: PathLike | bytes) -> tuple[int, int]:
     source: a path, or the bytes of a file.
 
   Returns:
-    Height and width as `read_image` gives them, upright; (0, 0) where it would raise.
+    Height and width of the image that `read_image` returns, turned upright; (0, 0) if the header
+    cannot be read.
   """
   try:
     with _opened(source) as image:
       width, height = image.size
       sideways = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
       return (width, height) if sideways else (height, width)
-  except Exception:  # as in `_read`; what is wrong is told by whoever decodes it
+  except Exception:  # whatever Pillow raises, as in `_read`; decoding the file will report it
     return 0, 0
 
 
 def write_image(path: PathLike, array: np.ndarray) -> None:
   """Write an image file that is whole or not there.
 
-  Written beside its place, then renamed: a killed run or a full disk leaves no torn file.
+  The file is written under another name and then renamed, so that a killed run or a full disk
+  leaves no torn file.
 
   Args:
-    path: its suffix says the format (png, jpg, bmp, webp, tif); folders are made as needed.
+    path: the path of the file; its suffix says the format (png, jpg, bmp, webp, tif). Folders are
+      made as needed.
     array: uint8 grey [H, W], RGB [H, W, 3] or RGBA [H, W, 4].
 
   Raises:
-    UserError: an unknown suffix, or an array the format cannot hold.
+    UserError: the suffix is unknown, or the format cannot hold the array.
   """
   path = pathlib.Path(path)
   suffix = path.suffix.lower()
@@ -139,12 +149,15 @@ def write_image(path: PathLike, array: np.ndarray) -> None:
 
 
 def list_images(folder: PathLike) -> list[pathlib.Path]:
-  """List the image files of a folder and its subfolders, by suffix in any case.
+  """List the image files of a folder and its subfolders, recognised by their suffix in any case.
 
   Hidden files and folders are left out (a Mac leaves `._a.png` beside `a.png`).
 
   Returns:
-    Paths that begin with `folder`, sorted by their parts: the same order on every machine.
+    Paths that begin with `folder`, sorted by their parts, so that every machine has the same order.
+
+  Raises:
+    UserError: the folder does not exist.
   """
   folder = pathlib.Path(folder)
   if not folder.is_dir():
@@ -152,7 +165,7 @@ def list_images(folder: PathLike) -> list[pathlib.Path]:
   found, seen = [], set()
   for root, folders, files in os.walk(folder, followlinks=True):
     folders[:] = sorted(name for name in folders if not name.startswith("."))
-    if (real := os.path.realpath(root)) in seen:  # by a link, perhaps to a folder above
+    if (real := os.path.realpath(root)) in seen:  # a link led here again, perhaps from below
       folders.clear()
       continue
     seen.add(real)
@@ -167,14 +180,14 @@ def list_images(folder: PathLike) -> list[pathlib.Path]:
 def unused_path(path: pathlib.Path, taken: set[pathlib.Path]) -> pathlib.Path:
   """Number an output file so that it overwrites no other of the same run.
 
-  a.jpg and a.png of one folder would both be written to a.png.
+  Without a number, a.jpg and a.png of one folder would both be written to a.png.
 
   Args:
-    path: where the file would go.
-    taken: paths of this run; the result is added.
+    path: the path to write to.
+    taken: the paths that this run has written; the result is added to them.
 
   Returns:
-    `path`, or with _1, _2, ... before its suffix.
+    `path`, with _1, _2, ... before its suffix if it is taken.
   """
   number, unused = 0, path
   while unused in taken:
@@ -194,11 +207,11 @@ def safe_output_path(output_dir: PathLike, name: str) -> pathlib.Path:
 
   Args:
     output_dir: a folder, which need not exist yet.
-    name: relative path of the file.
+    name: the path of the file relative to it.
 
   Raises:
-    UserError: an empty or absolute name, `..`, a device name of Windows, or a symbolic link on
-      the way that leads out of `output_dir`.
+    UserError: the name is empty or absolute, contains `..` or a device name of Windows, or a
+      symbolic link on the way leads out of `output_dir`.
   """
   parts = name.replace("\\", "/").split("/")
   parts = [re.sub(r'[\x00-\x1f\x7f<>:"|?*]', "_", part) for part in parts if part not in ("", ".")]
@@ -235,7 +248,7 @@ def _read(source: PathLike | bytes, max_pixels: int) -> tuple[np.ndarray, np.nda
 @contextlib.contextmanager
 def _opened(source: PathLike | bytes) -> Iterator[Image.Image]:
   with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
-    # Pillow has a limit of its own, a global that warns or raises by other numbers than ours.
+    # Pillow has a limit of its own: a global variable, with other numbers than ours.
     with _open_lock:
       limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
       try:

@@ -1,6 +1,6 @@
-"""MATLAB-compatible antialiased bicubic resampling: how LR images are made from HR.
+"""Resizes images as MATLAB does, by antialiased bicubic: how LR images are made from HR images.
 
-`imresize` is the reference, on the host, in float64 and bit for bit what MATLAB gives.
+`imresize` is the reference: it runs on the host, in float64, and equals MATLAB's bit for bit.
 `downsample` is the same resampling in float32 inside a jitted function, for a loss or an
 augmentation on the device. LR for training and for tests always comes from `imresize`.
 
@@ -33,8 +33,9 @@ def imresize(
 ) -> np.ndarray:
   """Resize an image as MATLAB's `imresize(image, scale, 'bicubic')` does.
 
-  Keys' cubic with a = -0.5, widened by 1/scale when it shrinks the image; rows first, then
-  columns; rounding is floor(x + 0.5): half to even would miss MATLAB at ties.
+  The kernel is Keys' cubic with a = -0.5, widened by 1/scale when the image shrinks. Rows come
+  first, then columns. Rounding is floor(x + 0.5), since half to even would differ from MATLAB at
+  ties.
 
   Args:
     image: uint8, [H, W] or [H, W, C].
@@ -47,7 +48,7 @@ def imresize(
     uint8, [ceil(H * scale), ceil(W * scale)] or with C.
 
   Raises:
-    UserError: not uint8, not an image, a scale that is not positive, an unknown convention.
+    UserError: it is not a uint8 image, the scale is not positive, or the convention is unknown.
   """
   if convention not in CONVENTIONS:
     raise UserError(f"convention={convention!r} must be one of {', '.join(CONVENTIONS)}")
@@ -65,18 +66,22 @@ def imresize(
 
 
 def downsample(batch: jax.Array, scale: float | fractions.Fraction) -> jax.Array:
-  """Resize a batch on the device: `imresize` with 'double_mirror', unrounded, in float32.
+  """Resize a batch on the device as `imresize` with 'double_mirror' does, unrounded, in float32.
 
   Each pass is a product with a small constant matrix, which is what an accelerator does best.
-  Rounded to uint8, one value in 85,000 (BSD100, x4) differs from 'double_mirror', by 1/255: a
-  tie. From the default convention one in 10 does, as that rounds between the passes.
+  Rounded to uint8, one value in 85,000 (BSD100, x4) differs from 'double_mirror', by 1/255, because
+  it is a tie. One in 10 differs from the default convention, which rounds between the passes.
 
   Args:
     batch: float32 in [0, 1], [N, H, W, C].
-    scale: as for `imresize`; a Python number, it decides the output's shape.
+    scale: output size / input size, a Python number, because it decides the output's shape.
 
   Returns:
-    float32, [N, ceil(H * scale), ceil(W * scale), C]; unrounded, may leave [0, 1] at edges.
+    float32, [N, ceil(H * scale), ceil(W * scale), C]. The values are not rounded, and may leave
+    [0, 1] at edges.
+
+  Raises:
+    UserError: the scale is not positive.
   """
   scale = _exact(scale)
   rows = jnp.asarray(_matrix(batch.shape[1], scale), batch.dtype)
@@ -103,7 +108,7 @@ def _cubic(x: np.ndarray) -> np.ndarray:
 
 @functools.lru_cache(maxsize=256)
 def _taps(size: int, scale: fractions.Fraction, border: str) -> tuple[np.ndarray, np.ndarray]:
-  """Weights and source indices, both [output size, taps], of one axis."""
+  """Returns the weights and source indices of one axis, both [output size, taps]."""
   output = -(-size * scale.numerator // scale.denominator)
   shrink = min(float(scale), 1.0)  # antialiasing: the kernel widens when the image shrinks
   center = (np.arange(output) + 0.5) / float(scale) - 0.5
@@ -121,7 +126,7 @@ def _taps(size: int, scale: fractions.Fraction, border: str) -> tuple[np.ndarray
 
 
 def _matrix(size: int, scale: fractions.Fraction) -> np.ndarray:
-  """The taps with mirrored borders as a matrix, float64 [output size, size]."""
+  """Returns the taps with mirrored borders as a matrix, float64 [output size, size]."""
   weight, index = _taps(size, scale, "mirror")
   matrix = np.zeros((len(weight), size))
   np.add.at(matrix, (np.arange(len(weight))[:, None], index), weight)
@@ -135,8 +140,8 @@ def _resize_axis(
   image = np.swapaxes(image, 0, axis)
   lines = np.ascontiguousarray(image).reshape(len(image), -1)
   weight, index = _taps(len(image), scale, border)
-  # Tap by tap, not a matrix product: at scale 1/3 one value in 162 is a tie that the last bit
-  # decides, and BLAS adds in another order on another CPU.
+  # The sum goes tap by tap and is no matrix product: at scale 1/3 one value in 162 is a tie that
+  # the last bit decides, and BLAS adds in another order on another CPU.
   result = np.zeros((len(weight), lines.shape[1]))
   term = np.empty_like(result)
   for tap in range(weight.shape[1]):

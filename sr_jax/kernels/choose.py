@@ -22,10 +22,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from sr_jax.kernels import direct, leaky_relu, onednn, winograd
+from sr_jax.kernels.dense_block import DenseBlock, DenseBlockBy, DenseBlockWith
 
-# What computes the convolutions of a dense block, by its name in a recipe; None for one convolution
-# after the other, as in the paper.
-ALGORITHMS = {"concat": None, "by_source": direct, "winograd": winograd}
+# What computes dense blocks, by its name in a recipe; None for the form in the paper.
+FORMS: dict[str, types.ModuleType | None] = {
+  "concat": None,
+  "by_source": direct,
+  "winograd": winograd,
+}
+ALGORITHMS: dict[str, DenseBlock | None] = {
+  name: form and DenseBlockBy(form, single_device=False) for name, form in FORMS.items()
+}
 # LR pixels whose activations stay in the caches of one CPU (docs/cpu.md).
 CACHED_PIXELS = 4096
 
@@ -36,23 +43,20 @@ class Kernels:
 
   Attributes:
     conv: (x, kernel, bias or None, stride, padding, dtype) -> y, as `onednn.conv`; None for XLA's.
-    dense_block: the module by which `dense_block` computes; None for the form in the paper. With
-      `direct` and a `conv`, `conv` computes the convolutions by source.
+    dense_block: how a dense block is computed, of `dense_block.py`; None for the form in the paper.
     leaky_relu: of `leaky_relu.py`.
     unroll: whether training should unroll the loop over blocks.
     slow_loops: whether gradients of convolutions take longer in a loop.
     pixels: LR pixels to work on at a time, where nothing looks at the batch as a whole; 0 for all.
-    alone: whether the program is for a single device.
     compiler_options: pairs, for `jax.jit`.
   """
 
   conv: Callable[..., jax.Array] | None = None
-  dense_block: types.ModuleType | None = None
+  dense_block: DenseBlock | None = None
   leaky_relu: Callable[[jax.Array, float], jax.Array] = leaky_relu.plain
   unroll: bool = False
   slow_loops: bool = False
   pixels: int = 0
-  alone: bool = False
   compiler_options: tuple[tuple[str, Any], ...] = ()
 
 
@@ -63,38 +67,31 @@ def choose(devices: Any, dtype: Any, network: nn.Module | None = None) -> Kernel
   """Chooses what is fastest, by the times of docs/cpu.md and of benchmarks/README.md.
 
   Before oneDNN is chosen it is tried, in a process of its own. Once it is chosen, this process
-  stops writing compiled programs to JAX's cache (`onednn.py` says why).
-
-  Winograd's form needs channels to be worth its transforms, works on a few images of the batch at a
-  time, which should not be spread over devices, and computes in float32.
+  stops writing compiled programs to JAX's cache (`onednn.py` says why). SR_JAX_ONEDNN,
+  ONEDNN_MAX_CPU_ISA and XLA_FLAGS of the environment are heeded.
 
   Args:
-    devices: that the program is for: of a mesh, or of a topology that it is compiled for.
+    devices: that the program will run on, from a mesh or from a topology that it is compiled for.
     dtype: of the convolutions.
-    network: a generator, for its dense blocks; None for what has none.
+    network: a generator, for its dense blocks; None for a network that has none.
+
+  Returns:
+    What to put into the `kernels` field of the network, and of others on these devices.
   """
   devices = list(np.ravel(np.asarray(devices, object)))
-  platform, alone, dtype = devices[0].platform, len(devices) == 1, jnp.dtype(dtype)
-  on_one_cpu = alone and platform == "cpu"
-  rounds_by_onednn = on_one_cpu and dtype == jnp.bfloat16 and usable(dtype)
-  conv, dense_block = None, None
-  if algorithm := getattr(network, "algorithm", None):
-    dense_block = ALGORITHMS[algorithm]
-  elif algorithm == "":
-    wide = min(network.features, network.growth) >= 32
-    if rounds_by_onednn:
-      dense_block = onednn
-    elif on_one_cpu and wide:
-      dense_block = winograd
-    elif platform == "gpu":
-      dense_block = direct
-  if dense_block is direct and rounds_by_onednn:
-    dense_block = onednn  # it is by source too, and faster
-  if dense_block is winograd:
+  platform, single_device, dtype = devices[0].platform, len(devices) == 1, jnp.dtype(dtype)
+  on_one_cpu = single_device and platform == "cpu"
+  form = _form_of_dense_blocks(network, platform, on_one_cpu, dtype)
+  conv = None
+  if form is winograd:
     conv = winograd.conv  # and oneDNN need not be tried
   elif on_one_cpu and usable(dtype):
     conv = onednn.conv
     onednn.stop_keeping_programs()
+  if form is direct and conv:
+    dense_block = DenseBlockWith(conv, leaky_relu.by_output)
+  else:
+    dense_block = form and DenseBlockBy(form, single_device)
   # XLA's convolutions on a CPU: their gradients are 15 to 30 times slower in a loop.
   slow_loops = platform == "cpu" and conv is None
   return Kernels(
@@ -105,9 +102,29 @@ def choose(devices: Any, dtype: Any, network: nn.Module | None = None) -> Kernel
     unroll=slow_loops or platform == "gpu",
     slow_loops=slow_loops,
     pixels=CACHED_PIXELS if on_one_cpu and not slow_loops else 0,
-    alone=alone,
     compiler_options=_compiler_options(platform),
   )
+
+
+def _form_of_dense_blocks(
+  network: nn.Module | None, platform: str, on_one_cpu: bool, dtype: jnp.dtype
+) -> types.ModuleType | None:
+  """The module that computes dense blocks by source: the network's own choice, else the fastest.
+
+  Winograd's form needs channels to be worth its transforms, works on a few images of the batch at a
+  time, which should not be spread over devices, and computes in float32.
+  """
+  algorithm = getattr(network, "algorithm", "concat")  # of a network without dense blocks
+  by_onednn = on_one_cpu and dtype == jnp.bfloat16
+  if algorithm:
+    form = FORMS[algorithm]
+    # In bfloat16 oneDNN's form is by source too, and faster.
+    return onednn if form is direct and by_onednn and usable(dtype) else form
+  if by_onednn and usable(dtype):
+    return onednn
+  if on_one_cpu and min(network.features, network.growth) >= 32:
+    return winograd
+  return direct if platform == "gpu" else None
 
 
 def _compiler_options(platform: str) -> tuple[tuple[str, Any], ...]:
@@ -154,7 +171,7 @@ def has_bfloat16() -> bool:
 def working() -> frozenset[str]:
   """The dtypes in which a process of its own gets the right numbers; says which fail, and why.
 
-  If this jaxlib reads the calls in another way, it would end the process that tries them.
+  A jaxlib that reads these calls in another way may crash, and would take this process with it.
   """
   dtypes = _to_try()
   command = [sys.executable, "-m", "sr_jax.kernels.onednn", *dtypes]
@@ -175,7 +192,7 @@ def working() -> frozenset[str]:
     reason = f"status {trial.returncode}, {trial.stderr.strip().rpartition(chr(10))[2]}"
     if trial.returncode == 0:
       return frozenset(dtypes)
-  # The last one has failed, even where the process ended after all.
+  # The last one has failed even if it was printed: the process crashed at its end.
   right = frozenset(dtypes[:-1]) & frozenset(printed.splitlines())
   failed = " and ".join(dtype for dtype in dtypes if dtype not in right)
   print(
@@ -185,8 +202,8 @@ def working() -> frozenset[str]:
   return right
 
 
-def parts(shape: Sequence[int], pixels: int) -> int:
-  """Into how many equal parts to divide a batch of LR images [N, h, w, c]; 1 for not at all.
+def batch_parts(shape: Sequence[int], pixels: int) -> int:
+  """Says into how many equal parts to divide a batch of LR images [N, h, w, c]; 1 for not at all.
 
   The update is that of the whole batch but for rounding, in a tenth less time and with a third less
   memory (docs/cpu.md); parts of a size that is far from `Kernels.pixels` take longer.

@@ -1,4 +1,4 @@
-"""A batch in chunks that stay in the caches, and kernels turned around: what the kernels share."""
+"""What the kernels share: a batch in chunks that fit the caches, and kernels turned around."""
 
 import jax
 import jax.numpy as jnp
@@ -17,5 +17,5 @@ def join(parts):
 
 
 def turned(kernel: jax.Array) -> jax.Array:
-  """The kernel of the input's gradient: rows, columns and channels the other way, [3, 3, F, C]."""
+  """Returns the kernel of the input's gradient: rows and columns reversed, channels swapped."""
   return jnp.flip(kernel, (0, 1)).swapaxes(2, 3)

@@ -7,6 +7,7 @@ layer. One convolution of all sources and all outputs gives the gradients of all
 1.4 times the numbers that are needed, but is one wide convolution instead of five narrow ones.
 """
 
+import dataclasses
 import functools
 import types
 from collections.abc import Callable, Sequence
@@ -17,14 +18,49 @@ from jax import lax
 import jax.numpy as jnp
 
 from sr_jax.kernels.chunks import join, turned
+from sr_jax.kernels.leaky_relu import SLOPE
 
-SLOPE = 0.2  # of the leaky ReLU
+# (x, kernels, biases, inside, dtype) -> y, float32 or `dtype`; arguments as `dense_block`'s.
+DenseBlock = Callable[..., jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)  # so that equal choices are equal
+class DenseBlockBy:
+  """`dense_block` with its first two arguments, for x in any dtype."""
+
+  by: types.ModuleType
+  single_device: bool
+
+  def __call__(self, x, kernels, biases, inside, dtype):
+    x = x.astype(self.by.kept_dtype(jnp.dtype(dtype)))
+    return dense_block(self.by, self.single_device, x, kernels, biases, inside)
+
+
+@dataclasses.dataclass(frozen=True)
+class DenseBlockWith:
+  """A dense block by source with the convolution and the activation of all other layers.
+
+  Attributes:
+    conv: as `onednn.conv`.
+    leaky_relu: as `leaky_relu.plain`.
+  """
+
+  conv: Callable[..., jax.Array]
+  leaky_relu: Callable[[jax.Array], jax.Array]
+
+  def __call__(self, x, kernels, biases, inside, dtype):
+    def convolve(source, kernel):
+      source = source if inside is None else source * inside.astype(source.dtype)
+      return self.conv(source, kernel, None, 1, ((1, 1), (1, 1)), jnp.dtype(dtype))
+
+    by_source = kernels_by_source(kernels)
+    return sum_by_source(x, by_source, biases, convolve=convolve, activate=self.leaky_relu)[5]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def dense_block(
   by: types.ModuleType,
-  alone: bool,
+  single_device: bool,
   x: jax.Array,
   kernels: Sequence[jax.Array],
   biases: Sequence[jax.Array],
@@ -32,15 +68,15 @@ def dense_block(
 ) -> jax.Array:
   """Five 3x3 convolutions, each of x and all outputs before it; leaky ReLUs but after the last.
 
-  Outputs are kept in x's dtype and summed in float32. What `by` returns is float32 too, but
-  `direct` has it in x's dtype, as well as kernels and gradients. There are derivatives in reverse
-  mode only.
+  Outputs are kept in x's dtype. `winograd` and `onednn` sum in float32 and return it; `direct` sums
+  in x's dtype, in which it also keeps the kernels and the gradients. There are first derivatives
+  only, in reverse mode.
 
   Args:
     by: the module that convolves: `direct`, `winograd` or `onednn`. It has `transform_kernel`;
       `convolve`, which takes what that returns; `kernel_gradient`; `chunks`, for the images that it
       works on at a time; and `summed_dtype`.
-    alone: whether the program is for a single device.
+    single_device: whether the program is for one device alone.
     x: [N, H, W, C].
     kernels: [3, 3, C, F], [3, 3, C + F, F], ..., [3, 3, C + 4 F, C], float32.
     biases: [F] four times, [C].
@@ -68,7 +104,7 @@ def _scan(function: Callable[..., Any], carry: Any, chunks: Any) -> Any:
 
 def _transformed(by: types.ModuleType, kernels: Sequence[jax.Array], x: jax.Array) -> list[Any]:
   """What `convolve` takes, by source."""
-  # Rounded before all else, or XLA would copy float32.
+  # Rounded first, or XLA would cut the kernels up and join them in float32.
   kernels = kernels_by_source([kernel.astype(by.summed_dtype(x.dtype)) for kernel in kernels])
   return [by.transform_kernel(kernel) for kernel in kernels]
 
@@ -94,7 +130,7 @@ def _outputs(
   )
 
 
-def _forward(by, alone, x, kernels, biases, inside):
+def _forward(by, single_device, x, kernels, biases, inside):
   if inside is not None:
     raise ValueError("dense_block with inside has no derivatives; leave inside out to train")
   transformed = _transformed(by, kernels, x)
@@ -107,9 +143,12 @@ def _forward(by, alone, x, kernels, biases, inside):
   return y, (sources, kernels, biases)
 
 
-def _backward(by, alone, residuals, gradient: jax.Array):
+def _backward(by, single_device, residuals, gradient: jax.Array):
   sources, kernels, biases = residuals
-  starts = [0, *(kernel.shape[2] for kernel in kernels)]  # of each source's channels; their end
+  starts = [
+    0,
+    *(kernel.shape[2] for kernel in kernels),
+  ]  # first channel of each source; their number
   dtype, wide = by.summed_dtype(sources.dtype), jnp.promote_types(sources.dtype, jnp.float32)
   backward = [by.transform_kernel(turned(kernel.astype(dtype))) for kernel in kernels]
 
@@ -125,7 +164,7 @@ def _backward(by, alone, residuals, gradient: jax.Array):
     all_gradients = jnp.concatenate(gradients, axis=-1)
     kernel = by.kernel_gradient(sources, all_gradients)
     last = by.convolve(gradients[0], backward[0])
-    if alone:
+    if single_device:
       # Both are computed together, or in an unrolled network XLA would keep what the kernel's
       # gradient is made of. On several devices this would wait for the sum over them.
       last, kernel = lax.optimization_barrier((last, kernel))
@@ -136,7 +175,8 @@ def _backward(by, alone, residuals, gradient: jax.Array):
   ends = [sum(len(bias) for bias in biases[:i]) for i in range(1, 6)]  # of each layer's output
   zeros = jnp.zeros((3, 3, starts[5], ends[4]), wide), jnp.zeros(ends[4], wide)
   (kernel, bias), x = _scan(block, zeros, (by.chunks(sources), by.chunks(gradient)))
-  of_all_sources = jnp.split(kernel, ends[:4], axis=-1)  # a layer has a kernel for those before it
+  # The product has all sources for each layer; a layer's kernel is of those before it alone.
+  of_all_sources = jnp.split(kernel, ends[:4], axis=-1)
   kernels = [
     of_all[:, :, : kernel.shape[2]].astype(kernel.dtype)
     for of_all, kernel in zip(of_all_sources, kernels, strict=True)

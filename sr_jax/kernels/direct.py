@@ -1,4 +1,4 @@
-"""3x3 convolutions as XLA has them, for `dense_block` on an accelerator."""
+"""Computes 3x3 convolutions with XLA's own, for `dense_block` on an accelerator."""
 
 import jax
 from jax import lax
@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 
 def transform_kernel(kernel: jax.Array) -> jax.Array:
-  """What `convolve` takes of a kernel: the kernel."""
+  """Prepares a kernel for `convolve`, which takes it as it is."""
   return kernel
 
 
@@ -22,22 +22,27 @@ def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def kernel_gradient(x: jax.Array, gradient: jax.Array) -> jax.Array:
-  """The kernel's gradient [3, 3, C, F] in x's dtype, from x [N, H, W, C] and the output's."""
+  """Returns the kernel's gradient [3, 3, C, F] in x's dtype.
+
+  Args:
+    x: [N, H, W, C].
+    gradient: the output's gradient, [N, H, W, F].
+  """
   shape = jax.ShapeDtypeStruct((3, 3, x.shape[-1], gradient.shape[-1]), x.dtype)
   transpose = jax.linear_transpose(lambda kernel: convolve(x, kernel), shape)
   return transpose(gradient)[0]
 
 
 def chunks(x: jax.Array) -> jax.Array:
-  """All images at once: [1, N, H, W, C]."""
+  """Makes one chunk of all images: [1, N, H, W, C]."""
   return x[None]
 
 
 def kept_dtype(dtype: jnp.dtype) -> jnp.dtype:
-  """The dtype of what a dense block keeps between its convolutions: the network's."""
+  """Returns the dtype of what a dense block keeps between its convolutions: the network's."""
   return dtype
 
 
 def summed_dtype(dtype: jnp.dtype) -> jnp.dtype:
-  """The dtype of a dense block's kernels and gradients, for outputs kept in `dtype`: the same."""
+  """Returns the dtype of a dense block's kernels and gradients: `dtype`, that of its outputs."""
   return dtype

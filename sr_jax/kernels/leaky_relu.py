@@ -5,18 +5,20 @@ import functools
 import jax
 import jax.numpy as jnp
 
+SLOPE = 0.2  # of both papers' networks
 
-def plain(x: jax.Array, slope: float = 0.2) -> jax.Array:
-  """x where positive, else slope * x; the derivative at 0 is the slope, as in PyTorch."""
+
+def plain(x: jax.Array, slope: float = SLOPE) -> jax.Array:
+  """Returns x where positive, else slope * x; the derivative at 0 is the slope, as in PyTorch."""
   return jnp.where(x > 0, x, slope * x)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def by_output(x: jax.Array, slope: float = 0.2) -> jax.Array:
-  """The same function as `plain`, whose backward pass reads the signs from the output.
+def by_output(x: jax.Array, slope: float = SLOPE) -> jax.Array:
+  """Computes the same as `plain`; the backward pass reads the signs from the output.
 
-  The next convolution keeps the output anyway; a mask would take another byte of memory a value.
-  There are derivatives in reverse mode only.
+  The next convolution keeps the output anyway, whereas a mask would take another byte of memory for
+  each value. There are derivatives in reverse mode only.
   """
   return plain(x, slope)
 

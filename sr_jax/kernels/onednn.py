@@ -1,11 +1,11 @@
-"""Convolutions by oneDNN, for one CPU.
+"""Computes convolutions with oneDNN, for one CPU.
 
 XLA's CPU backend contains Intel's oneDNN, but convolves without it, and bfloat16 even by way of
-float32. It does execute the custom calls to oneDNN that its own passes would write, were they
-switched on; this module writes them. The forward pass and the input's gradient are convolutions,
-the kernel's gradient is one matrix product. In bfloat16 only the operands are rounded: sums and
-results are float32. All between the convolutions should be float32 too, since XLA computes on
-bfloat16, and even copies it, by way of float32.
+float32. It does execute custom calls to oneDNN. Passes of its own, which are switched off, would
+write such calls; this module writes them instead. The forward pass and the input's gradient are
+convolutions, the kernel's gradient is one matrix product. In bfloat16 only the operands are
+rounded: sums and results are float32. Everything between the convolutions should be float32 too,
+since XLA computes on bfloat16, and even copies it, by way of float32.
 
 JAX promises nothing about these calls: `choose.py` tries them first, in a process of its own, by
 running this module with the dtypes to try. docs/cpu.md has the times.
@@ -55,9 +55,9 @@ def conv(
     x: [N, H, W, C], of any float dtype.
     kernel: [h, w, C, F].
     bias: [F], or None.
-    stride: of both axes.
-    padding: rows of zeros above and below, columns left and right.
-    dtype: what to round the operands to, float32 or bfloat16.
+    stride: the stride of both axes.
+    padding: rows of zeros above and below, columns of zeros left and right.
+    dtype: the dtype to round the operands to, float32 or bfloat16.
 
   Returns:
     [N, H', W', F], float32.
@@ -134,7 +134,7 @@ def _convolution(
 
 
 def transform_kernel(kernel: jax.Array) -> jax.Array:
-  """What `convolve` takes of a kernel: the kernel, rounded to bfloat16."""
+  """Prepares a kernel for `convolve`: rounds it to bfloat16."""
   return kernel.astype(jnp.bfloat16)
 
 
@@ -144,23 +144,28 @@ def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def kernel_gradient(x: jax.Array, gradient: jax.Array) -> jax.Array:
-  """The kernel's gradient [3, 3, C, F], from x [N, H, W, C] and the output's [N, H, W, F]."""
+  """Returns the kernel's gradient [3, 3, C, F].
+
+  Args:
+    x: [N, H, W, C].
+    gradient: the output's gradient, [N, H, W, F].
+  """
   shape = 3, 3, x.shape[-1], gradient.shape[-1]
   return _kernel_gradient(x, gradient, shape, SAME, jnp.bfloat16)
 
 
 def chunks(x: jax.Array) -> jax.Array:
-  """All images at once: [1, N, H, W, C]."""
+  """Makes one chunk of all images: [1, N, H, W, C]."""
   return x[None]
 
 
 def kept_dtype(dtype: jnp.dtype) -> jnp.dtype:
-  """The dtype of what a dense block keeps between its convolutions: float32."""
+  """Returns the dtype of what a dense block keeps between its convolutions: float32."""
   return jnp.dtype(jnp.float32)
 
 
 def summed_dtype(dtype: jnp.dtype) -> jnp.dtype:
-  """The dtype of a dense block's kernels and gradients: float32, or `dtype` if that is wider."""
+  """Returns the dtype of a dense block's kernels and gradients: float32, or `dtype` if wider."""
   return jnp.promote_types(dtype, jnp.float32)
 
 
@@ -171,10 +176,10 @@ def _kernel_gradient(
   padding: Padding,
   dtype: jnp.dtype,
 ) -> jax.Array:
-  """The kernel's gradient [h, w, C, F], from x [N, H, W, C] and the output's gradient.
+  """Returns the kernel's gradient [h, w, C, F], from x [N, H, W, C] and the output's gradient.
 
-  One matrix product of w copies of x moved along its rows, [.., w C], and h copies of the gradient
-  moved down its columns, [.., h F]: fewer copies than h w of x alone.
+  It is one matrix product of w copies of x moved along its rows, [.., w C], and h copies of the
+  gradient moved down its columns, [.., h F]. These are fewer copies than the h w of x alone.
   """
   kh, kw, c, f = shape
   _, h, w, _ = gradient.shape
@@ -206,7 +211,7 @@ def _matmul(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def _call(name: str, config: dict[str, Any], shape: tuple[int, ...], *operands) -> jax.Array:
-  """One of oneDNN's operations, as XLA's `OneDnnContractionRewriter` would write it."""
+  """Calls one of oneDNN's operations, as XLA's `OneDnnContractionRewriter` would write the call."""
   return jax.ffi.ffi_call(
     f"__onednn${name}",
     jax.ShapeDtypeStruct(shape, jnp.float32),
@@ -216,9 +221,14 @@ def _call(name: str, config: dict[str, Any], shape: tuple[int, ...], *operands) 
 
 
 def try_dtypes(dtypes: Sequence[str]) -> None:
-  """Compares a convolution and its gradients with XLA's, of small integers: all are exact.
+  """Compares a convolution of small integers and its gradients with XLA's, which are exact.
 
-  Prints each dtype in which they are the same, before it tries the next.
+  Args:
+    dtypes: the dtypes to try. Each one in which the numbers are the same is printed before the next
+      is tried.
+
+  Raises:
+    ValueError: the numbers in one of the dtypes differ from XLA's.
   """
   shapes, rng = ((2, 7, 8, 16), (3, 3, 16, 32)), np.random.default_rng(0)
   x, kernel = (rng.integers(-3, 4, shape).astype(np.float32) for shape in shapes)

@@ -85,7 +85,7 @@ def conv3x3(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
 
 
 def _conv3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """As `conv3x3` without bias, in float32."""
+  """Does the same as `conv3x3`, without a bias and in float32."""
   inputs, features = kernel.shape[2:]
   large = x.shape[1] * x.shape[2] >= DIRECT_PIXELS
   if min(inputs, features) > FEW and not large:
@@ -123,10 +123,10 @@ conv3x3.defvjp(_conv3x3_forward, _conv3x3_backward)
 def conv(
   x: jax.Array, kernel: jax.Array, bias: jax.Array, stride: int, padding: Any, dtype: jnp.dtype
 ) -> jax.Array:
-  """`conv3x3` with the arguments of `onednn.conv`, of x rounded to `dtype`.
+  """Calls `conv3x3` with the arguments of `onednn.conv`; x is rounded to `dtype` first.
 
   Raises:
-    ValueError: a convolution that is not 3x3, of stride 1, with zeros all around and a bias.
+    ValueError: the convolution is not a 3x3 of stride 1 with a row of zeros all around and a bias.
   """
   if kernel.shape[:2] != (3, 3) or stride != 1 or padding != ((1, 1), (1, 1)) or bias is None:
     raise ValueError(
@@ -143,12 +143,12 @@ def chunks(x: jax.Array) -> jax.Array:
 
 
 def kept_dtype(dtype: jnp.dtype) -> jnp.dtype:
-  """The dtype of what a dense block keeps between its convolutions: the network's."""
+  """Returns the dtype of what a dense block keeps between its convolutions: the network's."""
   return dtype
 
 
 def summed_dtype(dtype: jnp.dtype) -> jnp.dtype:
-  """The dtype of a dense block's kernels and gradients: float32, or `dtype` if that is wider."""
+  """Returns the dtype of a dense block's kernels and gradients: float32, or `dtype` if wider."""
   return jnp.promote_types(dtype, jnp.float32)
 
 
@@ -177,7 +177,12 @@ def convolve(x: jax.Array, kernel: Grid) -> jax.Array:
 
 
 def kernel_gradient(x: jax.Array, gradient: jax.Array) -> jax.Array:
-  """Sums over all tiles: [3, 3, C, F] of x [N, H, W, C] and the output's gradient [N, H, W, F]."""
+  """Returns the kernel's gradient [3, 3, C, F], summed over all tiles.
+
+  Args:
+    x: [N, H, W, C].
+    gradient: the output's gradient, [N, H, W, F].
+  """
   n, h, w, c = x.shape
   features = gradient.shape[-1]
   if features <= FEW:
@@ -221,7 +226,7 @@ def _passes(shape: tuple[int, ...], features: int) -> tuple[int, int]:
 
 
 def _pad(x: jax.Array, rows: int) -> jax.Array:
-  """Zeros around x [N, H, W, C], to so many rows of tiles and whole tiles across."""
+  """Pads x [N, H, W, C] with zeros to so many rows of tiles, and to whole tiles across."""
   _, h, w, _ = x.shape
   return jnp.pad(x, ((0, 0), (1, H_OUT * rows - h + 1), (1, -w % W_OUT + 1), (0, 0)))
 
@@ -235,7 +240,7 @@ def _neighbours(x: jax.Array) -> jax.Array:
 
 
 def _rows(x: jax.Array, i: jax.Array | int, rows: int, halo: int = 0) -> jax.Array:
-  """The image's rows that pass i needs; beyond the last pass any rows."""
+  """Returns the image's rows that pass i needs; for i beyond the last pass, any rows."""
   return lax.dynamic_slice_in_dim(x, H_OUT * rows * i, H_OUT * rows + halo, axis=1)
 
 

@@ -1,11 +1,11 @@
-"""The cache folder, all of which can be made again, and the programs that JAX keeps there."""
+"""The cache folder, which may be deleted at any time, and the programs that JAX keeps there."""
 
 import os
 import pathlib
 import sys
 import time
 
-PROGRAM_BYTES = 2 * 2**30  # of compiled programs that are kept
+PROGRAM_BYTES = 2 * 2**30  # bytes of compiled programs that are kept
 
 
 def cache_folder(cache_dir: str = "") -> pathlib.Path:
@@ -16,9 +16,10 @@ def cache_folder(cache_dir: str = "") -> pathlib.Path:
 def keep_programs() -> None:
   """Lets JAX keep compiled programs in the cache folder, so that the next start need not compile.
 
-  JAX_COMPILATION_CACHE_DIR names another folder; where it is '', nothing is kept. JAX recognises a
-  program by everything that went into it, versions and kind of device too, and removes the ones
-  used longest ago. Where JAX is not imported there is nothing to set: nothing is compiled.
+  JAX_COMPILATION_CACHE_DIR names another folder; if it is '', nothing is kept. JAX recognises a
+  program by everything that went into it, including versions and the kind of device, and removes
+  the programs that were used longest ago. If JAX is not imported, nothing is set, because nothing
+  is compiled.
   """
   jax = sys.modules.get("jax")
   if not jax or "JAX_COMPILATION_CACHE_DIR" in os.environ:
@@ -35,11 +36,11 @@ def keep_programs() -> None:
 
 
 def _mend_programs(folder: pathlib.Path) -> None:
-  """Removes programs without the file that notes when they were used.
+  """Removes programs that lack the file which notes when they were used.
 
-  With a single one of them, JAX keeps no more programs. A process that was killed while it wrote
-  leaves them, and so does one that kept programs without a limit on their size. Those of the last
-  minute stay: another process may be about to note their time.
+  Because of a single such program, JAX would keep no more programs. A process that is killed while
+  it writes leaves one, and so does a process that keeps programs without a limit on their size.
+  Those of the last minute stay, since another process may be about to note their time.
   """
   try:
     for program in folder.glob("*-cache"):

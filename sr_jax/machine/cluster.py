@@ -1,10 +1,10 @@
-"""Several processes as one run: they find each other, agree, share results, and stop together.
+"""Makes one run of several processes: they find each other, agree, share results, stop together.
 
-`start` comes before anything else of JAX. The rest also works in a single process, where it costs
-nothing. How all devices compute together is in `sharding.py`.
+Call `start` before anything else of JAX. The rest also works in a single process, where it costs
+nothing. `sharding.py` lets all devices compute together.
 
-Messages between processes go through JAX's coordination service, not through the accelerators: so
-they have time-outs, and an error can name the process that is missing.
+Messages between processes go through JAX's coordination service and not through the accelerators,
+so that they can time out, and an error can name the process that is missing.
 """
 
 import contextlib
@@ -32,13 +32,14 @@ def start(
   `heartbeat_seconds`: the others then end with a message of JAX that names it.
 
   Args:
-    mode: 'auto' looks for a cluster; 'on' fails where there is none; 'off' is one process.
-    start_seconds: to wait for the other processes.
+    mode: 'auto' looks for a cluster, 'on' fails if there is none, 'off' means a single process.
+    start_seconds: how long to wait for the other processes.
     heartbeat_seconds: the seconds without a heartbeat after which a process counts as dead.
 
   Raises:
-    UserError: an unknown mode, or 'on' without a cluster.
-    TimeoutError: names the processes that did not come.
+    UserError: the mode is unknown, it is 'on' and there is no cluster, or the cluster does not say
+      which process this is.
+    TimeoutError: not all processes came; the error names those that did not.
   """
   if mode not in MODES:
     raise UserError(f"--distributed={mode} must be one of {', '.join(MODES)}")
@@ -81,13 +82,15 @@ def roll_call(address: str, count: int, index: int, *, seconds: int) -> None:
   JAX itself waits too, but ends the process from C++ when the time is up, and names nobody.
 
   Args:
-    address: HOST:PORT of process 0's coordination service; `roll_call_port` gives the port used.
-    count: of processes.
-    index: of this one.
-    seconds: to wait.
+    address: HOST:PORT of process 0's coordination service. The roll call uses another port, see
+      `roll_call_port`.
+    count: the number of processes.
+    index: the index of this process.
+    seconds: how long to wait.
 
   Raises:
-    TimeoutError: names the processes that did not come, on each that did.
+    UserError: the address is not HOST:PORT.
+    TimeoutError: not all processes came. It is raised in each that did, and names the others.
   """
   host, _, port = address.rpartition(":")
   if not (host and port.isdigit()):
@@ -113,7 +116,7 @@ def roll_call_port(port: int) -> int:
 
 
 def _host_roll_call(port: int, count: int, until: float, seconds: int) -> str:
-  """Process 0: takes the others' names and tells them the result, '' where all came."""
+  """Takes the others' names, as process 0, and tells them the result, '' if all came."""
   present = {0: f"0 ({os.uname().nodename})"}
   with contextlib.ExitStack() as stack:
     server = stack.enter_context(socket.create_server(("", port), backlog=count))
@@ -152,7 +155,8 @@ def _answer_roll_call(
         peer.sendall(f"{count} {index} {os.uname().nodename}".encode())
         peer.settimeout(left + 10)
         answer = peer.recv(4000).decode()
-        # On one machine a connection can meet itself, and would hear its own words.
+        # Connecting to a free local port can connect the socket to itself, which then hears its own
+        # words.
         if answer == "all" or "missing: process" in answer:
           return answer.removeprefix("all")
     except OSError:
@@ -162,7 +166,7 @@ def _answer_roll_call(
 
 
 def _find_processes(cluster: str, seconds: int) -> tuple[str, int, int]:
-  """Address of the coordinator, number of processes, index of this one."""
+  """Returns the coordinator's address, the number of processes and the index of this one."""
   if cluster == "explicit":
     numbers = (_number(os.environ, key) for key in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
     return os.environ["JAX_COORDINATOR_ADDRESS"], *numbers
@@ -175,7 +179,7 @@ def _find_processes(cluster: str, seconds: int) -> tuple[str, int, int]:
 
 
 def _number(environment: Mapping[str, str], name: str) -> int:
-  """What a variable says, 1 where it is not set."""
+  """Returns the number in an environment variable, 1 if it is not set."""
   text = environment.get(name, "1")
   if not text.isdigit():
     raise UserError(f"{name}={text!r} must be a number; unset it for a single process")
@@ -186,18 +190,18 @@ def find_cluster(environment: Mapping[str, str]) -> str:
   """Names the cluster that this process was started in, '' for none: a laptop, Colab, one GPU.
 
   Args:
-    environment: its variables; processes that are started by hand have JAX_COORDINATOR_ADDRESS,
-      JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+    environment: the environment variables; processes that are started by hand have
+      JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
   """
   if {"JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"} <= environment.keys():
     return "explicit"
-  # An interactive allocation has SLURM_JOB_ID too; only srun's processes have a step.
+  # An interactive allocation has SLURM_JOB_ID too; only processes that srun started have a step.
   if "SLURM_STEP_NODELIST" in environment and _number(environment, "SLURM_NTASKS") > 1:
     return "SLURM"
   if _number(environment, "OMPI_COMM_WORLD_SIZE") > 1:
     return "Open MPI"
   if "COLAB_RELEASE_TAG" in environment or "KAGGLE_KERNEL_RUN_TYPE" in environment:
-    return ""  # their TPU is one machine's, without the metadata that JAX would ask for
+    return ""  # their TPU belongs to one machine, without the metadata that JAX would ask for
   if "," in environment.get("TPU_WORKER_HOSTNAMES", ""):
     return "GKE" if "KUBERNETES_SERVICE_HOST" in environment else "Cloud TPU"
   if "TPU_ACCELERATOR_TYPE" in environment or os.path.exists("/dev/accel0"):
@@ -210,10 +214,11 @@ def naming_the_lost(seconds: int):
   """Turns an error of a computation that lost a process into one that names the process.
 
   Args:
-    seconds: to wait for an answer of each process; the heartbeat's are a good choice.
+    seconds: how long to wait for an answer of each process; those of the heartbeat are a good
+      choice.
 
   Raises:
-    TimeoutError: names the processes that are gone.
+    TimeoutError: processes are gone; the error names them.
   """
   try:
     yield
@@ -225,7 +230,7 @@ def naming_the_lost(seconds: int):
 
 
 def finish(stop: Stop) -> None:
-  """Disconnects from the others once all are done; else the first to end would look dead."""
+  """Disconnects from the others once all are done; otherwise the first to end would look dead."""
   if group()[2] > 1:
     meet("finish", None)
     stop.uninstall()

@@ -1,4 +1,4 @@
-"""How many CPUs this process may use."""
+"""Counts the CPUs that this process may use."""
 
 import math
 import os
@@ -20,5 +20,5 @@ def quota() -> float:
 
 
 def available() -> int:
-  """Counts the CPUs that this process may use: of its affinity, and of its container's quota."""
+  """Counts the CPUs that this process may use, by its affinity and by its container's quota."""
   return max(1, min(allowed(), math.ceil(min(quota(), allowed()))))

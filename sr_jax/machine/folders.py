@@ -1,4 +1,4 @@
-"""Locks on folders, and files flushed to the disk."""
+"""Locks folders, and flushes files to the disk."""
 
 import contextlib
 import os
@@ -10,13 +10,13 @@ from absl import logging
 
 try:
   import fcntl
-except ImportError:  # Windows: builds are then not resumed, nor do they wait for each other
+except ImportError:  # on Windows builds are not resumed, and do not wait for each other
   fcntl = None
 
 
 @contextlib.contextmanager
 def locked(folder: pathlib.Path) -> Iterator[bool]:
-  """Holds the lock of a folder; yields False where none can be had, so that nobody is kept out.
+  """Holds the lock of a folder; yields False if locks are impossible there and nobody is kept out.
 
   The system releases a lock when its holder dies.
   """
@@ -56,5 +56,6 @@ def _is_at(file: BinaryIO, path: pathlib.Path) -> bool:
 
 
 def flush_to_disk(path: pathlib.Path) -> None:
+  """Waits until a file's contents are on the disk."""
   with open(path, "rb") as file:
     os.fsync(file.fileno())

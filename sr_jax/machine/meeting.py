@@ -1,4 +1,4 @@
-"""Where all processes of a run meet: to exchange values, and to compare what must be equal."""
+"""Lets all processes of a run meet, to exchange values and to compare what must be equal."""
 
 import itertools
 import json
@@ -17,28 +17,28 @@ def meet(name: str, value: Any, *, seconds: int = TIMEOUT_SECONDS) -> list[Any]:
   """Exchanges a value with all processes.
 
   Args:
-    name: of the meeting, for the message where a process does not come; each is used once.
-    value: JSON.
-    seconds: to wait for the others.
+    name: what the error calls the meeting if a process does not come.
+    value: a JSON value.
+    seconds: how long to wait for the others.
 
   Returns:
-    The values of all processes, by process index.
+    The values of all processes, in the order of their indices.
 
   Raises:
-    TimeoutError: names the processes that did not come.
+    TimeoutError: not all processes came; the error names those that did not.
   """
   return exchange(f"sr_jax/{next(_meetings)}/{name}", value, seconds)
 
 
 def exchange(place: str, value: Any, seconds: int) -> list[Any]:
-  """As `meet`, at a place whose name all processes know; each is used once."""
+  """Does the same as `meet`, at a place that all processes name alike; a name can be used once."""
   client, index, count = group()
   if count == 1:
     return [json.loads(json.dumps(value))]
   client.key_value_set(f"{place}/{index}", json.dumps(value))
   try:
     client.wait_at_barrier(place, seconds * 1000)
-  except jax.errors.JaxRuntimeError as error:  # DEADLINE_EXCEEDED, or somebody died
+  except jax.errors.JaxRuntimeError as error:  # DEADLINE_EXCEEDED, or a process died
     came = {int(key.rsplit("/", 1)[1]) for key, _ in client.key_value_dir_get(f"{place}/")}
     missing = ", ".join(str(i) for i in range(count) if i not in came) or "none"
     raise TimeoutError(
@@ -57,12 +57,14 @@ def check_same(name: str, facts: Mapping[str, Any], *, seconds: int = TIMEOUT_SE
   """Compares facts over all processes.
 
   Args:
-    name: of the meeting.
-    facts: {what: JSON value}.
-    seconds: to wait for the others.
+    name: what errors call the meeting.
+    facts: {fact: JSON value}.
+    seconds: how long to wait for the others.
 
   Raises:
-    UserError: lists each fact that differs, with the values and the processes that have them.
+    UserError: facts differ; the error lists each of them, with the values and the processes that
+      have them.
+    TimeoutError: not all processes came; the error names those that did not.
   """
   everyone = meet(name, dict(facts), seconds=seconds)
   problems = []
@@ -84,9 +86,9 @@ def check_same(name: str, facts: Mapping[str, Any], *, seconds: int = TIMEOUT_SE
 
 
 def let_others_leave(place: str) -> None:
-  """Lets the other processes end before process 0, to be called by all of them.
+  """Lets the other processes end before process 0; all of them must call it.
 
-  Process 0 has the coordination service: JAX aborts every process that loses it.
+  Process 0 runs the coordination service, and JAX aborts every process that loses it.
   """
   exchange(place, None, 30)
   if group()[2] > 1 and group()[1] == 0:
@@ -94,9 +96,10 @@ def let_others_leave(place: str) -> None:
 
 
 def group() -> tuple[Any, int, int]:
-  """JAX's coordination client, this process's index, and how many there are; (None, 0, 1) for one.
+  """Returns JAX's coordination client, this process's index, and the number of processes.
 
-  Unlike jax.process_count this starts no backend, and JAX offers no public way to the client.
+  For a single process that is (None, 0, 1). Unlike jax.process_count this starts no backend, and
+  JAX offers no public way to the client.
   """
   from jax._src import distributed
 
@@ -104,4 +107,5 @@ def group() -> tuple[Any, int, int]:
   return state.client, state.process_id or 0, state.num_processes or 1
 
 
-SLOWER_SECONDS = 3600  # that one process may be slower than another in decoding or scoring images
+# How much longer one process may take than another to decode or score images.
+SLOWER_SECONDS = 3600

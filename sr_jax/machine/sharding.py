@@ -1,6 +1,7 @@
-"""The mesh, and where batches and parameters live on it.
+"""Makes the mesh, and says where batches and parameters live on it.
 
-One axis, `data`: the batch is split over all devices of all hosts, parameters are replicated.
+There is one axis, `data`: the batch is split over all devices of all hosts, parameters are
+replicated.
 Nothing in the step names the axis: under jit every mean over the batch, RaGAN's and BatchNorm's, is
 a mean over the global batch because the compiler sees the global array.
 """
@@ -25,24 +26,24 @@ def create_mesh(devices: list[jax.Device] | None = None) -> Mesh:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """The sharding of parameters, optimizer state and metrics."""
+  """Returns the sharding of parameters, optimizer state and metrics."""
   return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharded(mesh: Mesh) -> NamedSharding:
-  """The sharding of a batch: axis 0 over all devices."""
+  """Returns the sharding of a batch: axis 0 is divided over all devices."""
   return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
 
 
 def global_batch(mesh: Mesh, host_batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-  """Makes global arrays of each host's part of a batch.
+  """Makes global arrays from each host's part of a batch.
 
   Args:
-    mesh: of `create_mesh`.
-    host_batch: arrays [n, ...], n the global batch divided by the number of hosts.
+    mesh: what `create_mesh` returned.
+    host_batch: arrays [n, ...], where n is the global batch size divided by the number of hosts.
 
   Returns:
-    Arrays [N, ...], sharded over the mesh.
+    Arrays [N, ...], where N is the global batch size, sharded over the mesh.
   """
   sharding = batch_sharded(mesh)
   return {
@@ -52,10 +53,10 @@ def global_batch(mesh: Mesh, host_batch: dict[str, np.ndarray]) -> dict[str, jax
 
 
 def check_batch_size(batch_size: int, accumulate_steps: int, mesh: Mesh) -> None:
-  """Raises where a global batch cannot be split evenly.
+  """Checks that a global batch can be split evenly.
 
   Raises:
-    UserError: batch_size is not a multiple of devices times accumulate_steps.
+    UserError: batch_size is not a multiple of the number of devices times accumulate_steps.
   """
   parts = mesh.size * accumulate_steps
   if batch_size < 1 or batch_size % parts:

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: when a run stops, and with which status."""
+"""Handles SIGTERM and Ctrl-C: when a run stops, and with which exit status."""
 
 import atexit
 import contextlib
@@ -13,9 +13,12 @@ from sr_jax.machine.meeting import exchange, group, let_others_leave
 
 
 def stopped_status() -> int:
-  """Exit status of a run that a signal stopped: 0, or what SR_JAX_STOPPED_STATUS says.
+  """Returns the exit status of a run that a signal stopped: 0, or $SR_JAX_STOPPED_STATUS.
 
-  A launcher that takes 0 for the end of the training, as Kubernetes does, needs another.
+  A launcher that takes 0 for the end of the training, as Kubernetes does, needs another status.
+
+  Raises:
+    UserError: SR_JAX_STOPPED_STATUS is not a number from 0 to 255.
   """
   status = os.environ.get("SR_JAX_STOPPED_STATUS") or "0"
   if not (status.isdigit() and int(status) < 256):
@@ -41,7 +44,7 @@ class Stop:
     self._uninstalled = threading.Event()
 
   def install(self) -> "Stop":
-    """Takes over both signals; called again after `cluster.start`, hears other processes' too."""
+    """Takes over both signals. Call it again after `cluster.start` to hear other processes' too."""
     if self._wakeup is None:
       read, write = os.pipe()
       os.set_blocking(write, False)
@@ -56,7 +59,7 @@ class Stop:
     return self
 
   def uninstall(self) -> None:
-    """Gives the signals back."""
+    """Gives both signals back to the handlers that they had before."""
     self._uninstalled.set()
     if self._listener:
       self._listener.join()
@@ -68,19 +71,19 @@ class Stop:
       signal.signal(number, before or signal.SIG_DFL)
 
   def __call__(self) -> str:
-    """Returns what stops the run, '' for nothing; called by every process after every step."""
+    """Returns what stops the run, '' for nothing; every process must call it after every step."""
     with self._lock:
       self._calls, self._in_steps = self._calls + 1, True
       return self._signal if self._signal and self._calls >= self._last_call else ""
 
   @property
   def pending(self) -> str:
-    """What will stop the run, '' for nothing; long work other than steps may give way to it."""
+    """What will stop the run, '' for nothing; long work between steps can give way to it."""
     return self._signal
 
   @property
   def reason(self) -> str:
-    """What stopped work that gave way: a signal to this process, or to another."""
+    """Names what stopped work that gave way: a signal to this process, or to another."""
     return self._signal or "a signal to another process"
 
   def request(self, what: str) -> None:
@@ -94,14 +97,14 @@ class Stop:
 
   def _hear_signals(self, pipe: int) -> None:
     while byte := os.read(pipe, 1):
-      if byte[0] not in (signal.SIGTERM, signal.SIGINT):  # somebody else's
+      if byte[0] not in (signal.SIGTERM, signal.SIGINT):  # another handler's signal
         continue
       name = signal.Signals(byte[0]).name
       with self._or_end_at_once(name):
         if self._listener:  # which hears it as it does the others'
           group()[0].key_value_set(_STOP_KEY, name, allow_overwrite=True)
         else:
-          self._agree(name)
+          self.agree(name)
     os.close(pipe)
 
   def _hear_others(self) -> None:
@@ -114,10 +117,10 @@ class Stop:
       except jax.errors.JaxRuntimeError:  # nobody has set it
         continue
       with self._or_end_at_once(name):
-        self._agree(name)
+        self.agree(name)
       return
 
-  def _agree(self, name: str) -> None:
+  def agree(self, name: str) -> None:
     """Agrees with the other processes, which all call it, whether to save and after which step."""
     with self._lock:
       everyone = [[self._calls, self._in_steps]]
@@ -134,7 +137,7 @@ class Stop:
 
   @contextlib.contextmanager
   def _or_end_at_once(self, name: str):
-    """A process that can no longer agree with the others must not stay and be deaf to signals."""
+    """Ends the process if it can no longer agree with the others, or it would ignore signals."""
     try:
       yield
     except Exception as error:  # a time-out, or whatever JAX raises where a process is gone

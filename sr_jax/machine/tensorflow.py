@@ -1,4 +1,4 @@
-"""TensorFlow, with every accelerator hidden from it."""
+"""Imports TensorFlow, with every accelerator hidden from it."""
 
 import functools
 import os
@@ -11,13 +11,13 @@ from sr_jax import MissingPackageError
 def import_tensorflow() -> ModuleType:
   """Import TensorFlow with every accelerator hidden from it.
 
-  It would take all of a GPU's memory otherwise, or the TPU itself, and leave JAX none.
+  Otherwise it would take all of a GPU's memory, or the TPU itself, and leave none for JAX.
 
   Raises:
-    MissingPackageError: it is not installed.
-    RuntimeError: somebody used TensorFlow before, and it holds an accelerator.
+    MissingPackageError: TensorFlow is not installed, or cannot be imported.
+    RuntimeError: TensorFlow was used before in this process, and holds an accelerator.
   """
-  # Read when the library loads: without them it greets every run with its build options.
+  # TensorFlow reads these when it loads; without them it greets every run with its build options.
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
   try:

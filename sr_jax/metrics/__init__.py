@@ -1,4 +1,4 @@
-"""Scores of an upscaled image, as the benchmarks of the field count them."""
+"""Scores of an upscaled image, as the benchmarks of the field compute them."""
 
 from sr_jax.metrics.batch import perceptual_index, score_batch
 from sr_jax.metrics.lpips import load_lpips, lpips, lpips_possible

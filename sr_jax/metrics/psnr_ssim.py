@@ -1,8 +1,8 @@
-"""PSNR and SSIM as the benchmarks of the field count them.
+"""PSNR and SSIM as the benchmarks of the field compute them.
 
-The protocol of the published x4 numbers: crop `scale` pixels at each side, convert to Y, PSNR and
-SSIM per image, then the mean over the images of a set. Scores in RGB are 1.5 to 2 dB below those in
-Y; say which one you print.
+The protocol of the published x4 numbers is to crop `scale` pixels at each side, to convert to Y, to
+compute PSNR and SSIM of each image, and to take the mean over the images of a set. PSNR in RGB is
+1.5 to 2 dB below that in Y; say which one you print.
 
 `psnr` and `ssim` score one pair, in float64, wherever they run. `masked_psnr` and `masked_ssim` are
 the same inside of a jitted function, for an image that is a corner of a larger array: one compiled
@@ -16,23 +16,26 @@ import numpy as np
 from sr_jax import UserError
 
 PEAK = 255.0
-SSIM_WINDOW = 11
+SSIM_WINDOW = 11  # pixels a side
 
 # A single pair is padded to a multiple of this, so that images of a set share programs.
 _BUCKET = 128
 
 
 def rgb_to_y(image: np.ndarray) -> np.ndarray:
-  """Convert RGB to luma of BT.601 in studio range, as MATLAB's `rgb2ycbcr`.
+  """Converts RGB to the luma of BT.601 in studio range, as MATLAB's `rgb2ycbcr` does.
 
   Y = 16 + (65.481 R + 128.553 G + 24.966 B) / 255, from 16 (black) to 235 (white), never rounded.
-  A grey image is its own Y: the values as they stand, not squeezed into the studio range.
+  The Y of a grey image is its values as they are, not squeezed into the studio range.
 
   Args:
     image: uint8 or float in [0, 255] (not [0, 1]), [..., H, W, 3], or grey [H, W].
 
   Returns:
     float64 [..., H, W].
+
+  Raises:
+    UserError: the image has another shape.
   """
   image = np.asarray(image, np.float64)
   if image.ndim == 2:
@@ -43,7 +46,7 @@ def rgb_to_y(image: np.ndarray) -> np.ndarray:
 
 
 def luma(image):
-  """The formula of `rgb_to_y`, of a float array of numpy or jax: [..., 3] -> [...]."""
+  """Applies the formula of `rgb_to_y` to a float array of numpy or jax: [..., 3] -> [...]."""
   red, green, blue = image[..., 0], image[..., 1], image[..., 2]
   return (65.481 * red + 128.553 * green + 24.966 * blue) / 255 + 16
 
@@ -54,13 +57,13 @@ def psnr(a: np.ndarray, b: np.ndarray, border: int) -> float:
   Args:
     a: uint8 or float in [0, 255], [H, W] or [H, W, C].
     b: the same shape.
-    border: pixels left out at each side; the scale, by convention.
+    border: pixels left out at each side; by convention the scale.
 
   Returns:
-    Decibels, MSE over all pixels and channels; inf for equal images.
+    Decibels, with the MSE over all pixels and channels; inf for equal images.
 
   Raises:
-    UserError: shapes that differ, or a border that leaves nothing.
+    UserError: the shapes differ, or the border leaves nothing.
   """
   a, b, size = _prepared(a, b, border, smallest=1)
   with jax.enable_x64(True):
@@ -70,20 +73,21 @@ def psnr(a: np.ndarray, b: np.ndarray, border: int) -> float:
 def ssim(a: np.ndarray, b: np.ndarray, border: int) -> float:
   """Structural similarity (Wang et al. 2004) with the constants of the authors' MATLAB code.
 
-  11x11 Gaussian window of sigma 1.5, only where it fits whole ('valid'), population covariance,
-  C1 = (0.01 * 255)^2, C2 = (0.03 * 255)^2. Channels are scored apart, then averaged. SRGAN's
-  paper used another program (Daala), whose scores are higher.
+  The window is an 11x11 Gaussian of sigma 1.5, used only where it fits in whole ('valid'). The
+  covariance is that of the population, C1 = (0.01 * 255)^2 and C2 = (0.03 * 255)^2. Channels are
+  scored separately, then averaged. SRGAN's paper used another program (Daala), whose scores are
+  higher.
 
   Args:
     a: uint8 or float in [0, 255], [H, W] or [H, W, C].
     b: the same shape.
-    border: pixels left out at each side; the scale, by convention.
+    border: pixels left out at each side; by convention the scale.
 
   Returns:
     Mean similarity, 1 for equal images.
 
   Raises:
-    UserError: shapes that differ, or fewer than 11 x 11 pixels inside the border.
+    UserError: the shapes differ, or there are less than 11 x 11 pixels inside the border.
   """
   a, b, size = _prepared(a, b, border, smallest=SSIM_WINDOW)
   with jax.enable_x64(True):
@@ -91,11 +95,11 @@ def ssim(a: np.ndarray, b: np.ndarray, border: int) -> float:
 
 
 def masked_psnr(a: jax.Array, b: jax.Array, size: jax.Array) -> jax.Array:
-  """PSNR of the top left `size` of two arrays, see `psnr`; what lies outside does not count.
+  """Computes `psnr` of the top left `size` of two arrays; what lies outside does not count.
 
   Args:
     a: float in [0, 255], [H, W, C]; float64 where digits beyond the sixth matter.
-    b: the same.
+    b: the other image in the same form.
     size: int [2], height and width of the image itself, at most H and W.
 
   Returns:
@@ -107,11 +111,12 @@ def masked_psnr(a: jax.Array, b: jax.Array, size: jax.Array) -> jax.Array:
 
 
 def masked_ssim(a: jax.Array, b: jax.Array, size: jax.Array) -> jax.Array:
-  """SSIM of the top left `size` of two arrays, see `ssim`; what lies outside does not count.
+  """Computes `ssim` of the top left `size` of two arrays; what lies outside does not count.
 
   Args:
-    a: float in [0, 255], [H, W, C], H and W at least 11; float64, as variances are differences.
-    b: the same.
+    a: float in [0, 255], [H, W, C], H and W at least 11; float64, because a variance is a small
+      difference of large numbers.
+    b: the other image in the same form.
     size: int [2], height and width of the image itself, from 11 to H and W.
 
   Returns:
@@ -119,13 +124,13 @@ def masked_ssim(a: jax.Array, b: jax.Array, size: jax.Array) -> jax.Array:
   """
   windows = size - (SSIM_WINDOW - 1)
   channels = jnp.moveaxis(a, -1, 0), jnp.moveaxis(b, -1, 0)
-  # One channel at a time: an image of 2K needs 110 MB for the five moments of one.
+  # One channel at a time, because the five moments of one channel of a 2K image take 110 MB.
   scores = jax.lax.map(lambda pair: _ssim_channel(*pair, windows), channels)
   return jnp.mean(scores)
 
 
 def _ssim_channel(a: jax.Array, b: jax.Array, windows: jax.Array) -> jax.Array:
-  """[H, W] twice, and how many windows [2] lie within the image, -> scalar."""
+  """Computes SSIM of one channel: [H, W] twice, and the windows [2] in the image, -> scalar."""
   c1, c2 = (0.01 * PEAK) ** 2, (0.03 * PEAK) ** 2
   mean_a, mean_b, mean_aa, mean_bb, mean_ab = _window_mean(jnp.stack([a, b, a * a, b * b, a * b]))
   luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
@@ -136,9 +141,9 @@ def _ssim_channel(a: jax.Array, b: jax.Array, windows: jax.Array) -> jax.Array:
 
 
 def _window_mean(images: jax.Array) -> jax.Array:
-  """Gaussian means of all whole 11x11 windows: [..., H, W] -> [..., H - 10, W - 10].
+  """Computes Gaussian means of all whole 11x11 windows: [..., H, W] -> [..., H - 10, W - 10].
 
-  Sums of shifted images, not a convolution: those of float64 are slow or missing on accelerators.
+  They are sums of shifted images, because float64 convolutions are slow or missing on accelerators.
   """
   kernel = np.exp(-0.5 * (np.arange(-5, 6) / 1.5) ** 2)
   kernel /= kernel.sum()
@@ -148,7 +153,7 @@ def _window_mean(images: jax.Array) -> jax.Array:
 
 
 def _inside(shape: tuple[int, ...], size: jax.Array) -> jax.Array:
-  """bool [H, W], true in the top left `size`."""
+  """Makes a mask bool [H, W], true in the top left `size`."""
   return (jnp.arange(shape[0]) < size[0])[:, None] & (jnp.arange(shape[1]) < size[1])[None, :]
 
 
@@ -159,7 +164,7 @@ jitted_ssim = jax.jit(masked_ssim)
 def _prepared(
   a: np.ndarray, b: np.ndarray, border: int, smallest: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Checked, cropped, and padded to a bucket: float64 [H, W, C] twice, and the size [2]."""
+  """Checks, crops, and pads to a bucket; returns float64 [H, W, C] twice, and the size [2]."""
   a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
   if a.shape != b.shape or a.ndim not in (2, 3):
     raise UserError(
@@ -175,7 +180,7 @@ def _prepared(
 
 
 def check_border(height: int, width: int, border: int, smallest: int) -> None:
-  """Raises UserError where the border leaves less than `smallest` pixels of a side."""
+  """Raises UserError if the border leaves less than `smallest` pixels of a side."""
   if border < 0 or min(height, width) - 2 * border < smallest:
     raise UserError(
       f"border={border} of a {width}x{height} image must be 0 or more and leave at least "

@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sr_jax.metrics.psnr_ssim import SSIM_WINDOW
+
 # One model's scores of an image, or their means over a set, by the keys of SCORES.
 Scores = Mapping[str, float]
 Table = Mapping[str, Mapping[str, Scores]]  # {model: {set: scores}}
@@ -14,12 +16,13 @@ class Score(NamedTuple):
   """A column of the table.
 
   Attributes:
-    metric: the name by which `--metrics` asks for it; '' for what follows from given scores.
+    metric: the name by which `--metrics` asks for it; '' for what `--ma` adds.
     digits: after the decimal point.
     better: 1 where more is better, -1 where less is.
     how: a description of its computation, for the protocol.
-    function: (sr, hr, border) -> float of one saved image, uint8 [H, W, 3] or [H, W]; None where
-      `score_batch` or `perceptual_indices` computes it.
+    function: (sr, hr, border) -> float of one saved image, uint8 [H, W, 3] or [H, W]; NaN where the
+      image has no such score, which leaves it out of the mean. None where `score_batch` or
+      `perceptual_indices` computes it.
   """
 
   metric: str
@@ -30,7 +33,8 @@ class Score(NamedTuple):
 
 
 _PSNR = "10 log10(255^2 / MSE), float64, mean over images; null (infinite) for equal images"
-_SSIM = "11x11 Gaussian, sigma 1.5, valid area, per channel, float64, mean over images"
+_SSIM = f"{SSIM_WINDOW}x{SSIM_WINDOW} Gaussian, sigma 1.5, valid area, per channel, float64, "
+_SSIM += "mean over images"
 _LPIPS = "LPIPS 0.1, {}, RGB, mean over images; a grey file as three equal channels"
 _NIQE = "NIQE of Y, rounded, 96x96 blocks; images too small or flat for it are left out"
 
@@ -48,7 +52,8 @@ SCORES = {
   "rmse": Score("", 4, -1, "root of the set's mean squared error of Y (PIRM 2018)"),
 }
 METRICS = tuple(dict.fromkeys(score.metric for score in SCORES.values() if score.metric))
-ALWAYS = tuple(key for key, score in SCORES.items() if score.metric in ("psnr", "ssim"))
+# What is always computed, in training too: `checkpoint.best_metric` is one of these.
+ALWAYS = ("psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb")
 
 
 def columns(table: Table) -> list[str]:
@@ -66,9 +71,10 @@ def protocol(there: Iterable[str]) -> dict[str, str]:
     "y": "BT.601 studio range: 65.481 R + 128.553 G + 24.966 B + 16; a grey file as it stands",
   }
   there = {*ALWAYS, *there}
-  return how | {
-    score.metric or key: score.how for key, score in SCORES.items() if key in there and score.how
-  }
+  for key, score in SCORES.items():
+    if key in there and score.how:
+      how[key if score.function else score.metric or key] = score.how
+  return how
 
 
 def direction(key: str) -> int:

@@ -1,4 +1,4 @@
-"""What a model file is, without running it."""
+"""Describes a model file without running it."""
 
 import collections
 import json
@@ -19,10 +19,10 @@ from sr_jax.runs import storage
 
 
 def read_network(path: str) -> Model:
-  """Reads a generator, or where the file holds none a discriminator.
+  """Reads a generator, or a discriminator if the file holds no generator.
 
   Raises:
-    UserError: it is neither; the error is the generator's.
+    UserError: the file holds neither; the error says why it holds no generator.
   """
   try:
     return read_model(path)
@@ -39,10 +39,11 @@ def inspect(path: str) -> dict[str, Any]:
   """Describes a run or a file: what it is, how it is written, where it comes from.
 
   Returns:
-    {what: value}, in the order to show them.
+    {property: value}, in the order to show them.
 
   Raises:
-    UserError: it is nothing that sr_jax knows.
+    UserError: the file is nothing that sr_jax knows.
+    MissingPackageError: it is an .onnx file, and the package onnx is not installed.
   """
   facts: dict[str, Any] = {"path": path}
   file = pathlib.Path(path)
@@ -110,7 +111,7 @@ def _inspect_onnx(file: pathlib.Path) -> dict[str, Any]:
 
 
 def _digest(told: str) -> str:
-  """The digest in the metadata that `save_model` writes; '' in others' files."""
+  """Returns the digest in the metadata that `save_model` writes; '' for other programs' files."""
   try:
     return str(json.loads(told)["info"]["digest"])
   except (ValueError, KeyError, TypeError, RecursionError):

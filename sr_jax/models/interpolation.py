@@ -19,12 +19,13 @@ def interpolate(psnr: Tree, gan: Tree, alpha: float) -> Tree:
   Exact at both ends: alpha 0 and 1 return the values of one tree bit for bit.
 
   Args:
-    psnr: tree of arrays.
-    gan: tree of the same structure and shapes.
-    alpha: in [0, 1].
+    psnr: a tree of arrays.
+    gan: a tree of the same structure and shapes.
+    alpha: the share of `gan`, in [0, 1].
 
   Raises:
-    UserError: alpha is outside [0, 1], or the trees differ; names the first path that does.
+    UserError: alpha is outside [0, 1], or the trees differ; the error names the first path where
+      they do.
   """
   if not 0 <= alpha <= 1:
     raise UserError(f"alpha={alpha} must be in [0, 1]: 0 is the PSNR model, 1 the GAN model")
@@ -38,7 +39,7 @@ def interpolate_models(psnr: Model, gan: Model, alpha: float) -> Model:
   """Interpolates two models; warns where the second was not fine-tuned from the first.
 
   Raises:
-    UserError: as `interpolate`, or the networks differ in what shapes do not show.
+    UserError: as for `interpolate`; or the networks differ in a field that shapes do not show.
   """
   ours, theirs = _network(psnr), _network(gan)
   for field in {**ours, **theirs}:
@@ -65,7 +66,7 @@ def interpolate_models(psnr: Model, gan: Model, alpha: float) -> Model:
 
 
 def _network(model: Model) -> dict[str, Any]:
-  """What decides the function that its weights compute; defaults filled in."""
+  """Returns the fields that decide what function the weights compute, defaults included."""
   module = build_generator(model.name, model.kwargs)
   how = ("parent", "name", "dtype", "kernels", "algorithm", "unroll", "remat")
   fields = {f: getattr(module, f) for f in module.__dataclass_fields__ if f not in how}

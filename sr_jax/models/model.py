@@ -14,12 +14,13 @@ class Model(NamedTuple):
   """A trained network: a generator, or a discriminator to fine-tune with.
 
   Attributes:
-    name: of `build.GENERATORS` or `build.DISCRIMINATORS`.
-    kwargs: fields of the module; a generator's `scale` among them.
+    name: a key of `build.GENERATORS` or `build.DISCRIMINATORS`.
+    kwargs: the fields of the module; a generator's `scale` is among them.
     variables: {'params', 'batch_stats'}, float32.
-    info: JSON values. `digest` identifies the variables, `ancestry` lists the digests of the models
-      that these weights were trained from, nearest first; where they are known `step`, and `config`
-      of the run, without anyone's folders. `file` says how the file that was read is written.
+    info: JSON values. `digest` identifies the variables, and `ancestry` lists the digests of the
+      models that they were trained from, nearest first. If they are known, there are `step` and
+      `config`, the run's settings without the names of folders. `file` says how the file was
+      written that the model was read from.
   """
 
   name: str

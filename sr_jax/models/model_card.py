@@ -17,6 +17,8 @@ from sr_jax.networks.build import in_channels
 # What OpenModelDB calls the architectures that it has.
 _ARCHITECTURES = {"rrdbnet": "esrgan"}
 _PLATFORMS = {".pth": "pytorch", ".safetensors": "pytorch", ".onnx": "onnx"}
+# What says how large a network is, by the network's fields.
+_SIZES = {"features": "nf", "blocks": "nb"}
 # The fields of an entry that no file can tell.
 _BY_HAND = ("name", "author", "license", "tags", "description", "images")
 
@@ -31,12 +33,12 @@ def openmodeldb_entry(
 
   Args:
     model: the model.
-    path: its file, there already.
-    file_sha256: of `sha256(path)`.
-    fields: what its author says, of `_BY_HAND`.
+    path: the model's file, which must exist.
+    file_sha256: what `sha256(path)` returned.
+    fields: values of the fields of `_BY_HAND`, from the model's author.
 
   Returns:
-    JSON values. A field that is not known is not there.
+    JSON values. Fields that are not known are left out.
   """
   kwargs, config = model.kwargs, model.info.get("config", {})
   channels = in_channels(model.variables, kwargs)
@@ -44,7 +46,7 @@ def openmodeldb_entry(
     **(fields or {}),
     "date": datetime.date.today().isoformat(),
     "architecture": _ARCHITECTURES.get(model.name, model.name),
-    "size": [f"{kwargs['features']}nf", f"{kwargs['blocks']}nb"],
+    "size": [f"{kwargs[field]}{unit}" for field, unit in _SIZES.items() if field in kwargs],
     "scale": kwargs["scale"],
     "inputChannels": channels,
     "outputChannels": kwargs.get("out_channels", 3),
@@ -83,9 +85,9 @@ def model_card(
 
   Args:
     model: the model.
-    path: its file.
-    file_sha256: of `sha256(path)`.
-    fields: what its author says: 'name', 'author', 'license', 'description'.
+    path: the model's file.
+    file_sha256: what `sha256(path)` returned.
+    fields: 'name', 'author', 'license' and 'description', as far as the model's author gives them.
   """
   fields, info, config = fields or {}, model.info, model.info.get("config", {})
   name = fields.get("name", path.stem)
@@ -113,11 +115,7 @@ def model_card(
       "batch size": config["data"].get("batch_size"),
       "HR crop": config["data"].get("hr_patch"),
       "images": config["data"].get("source"),
-      **{
-        f"{term} loss": config[term]
-        for term in ("pixel", "perceptual", "adversarial", "tv")
-        if _get(config, term, "weight")
-      },
+      **{f"{term} loss": config[term] for term in config if _get(config, term, "weight")},
       "learning rate": config.get("learning_rate"),
       "seed": config.get("seed"),
     }
@@ -137,7 +135,7 @@ def write_beside(
 ) -> tuple[list[pathlib.Path], list[str]]:
   """Writes FILE.sha256, FILE.openmodeldb.json and FILE.md beside a model file.
 
-  A card or an entry that is there already, with its author's words in it, is left as it is.
+  A card or an entry that is there already is left as it is, since its author may have edited it.
 
   Returns:
     The files that were written, and the fields that are left to the author.
@@ -188,7 +186,7 @@ def _words(value: Any) -> str:
 
 
 def _line(text: Any) -> str:
-  """Text for one line of a table: what would end the cell or start HTML is escaped."""
+  """Puts a text on one line of a table: whatever would end the cell or start HTML is escaped."""
   text = " ".join(str(text).split())
   return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
 

@@ -19,9 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from sr_jax import UserError
+from sr_jax.formats import METADATA
 from sr_jax.formats import state_dicts
 from sr_jax.formats import weight_files
-from sr_jax.formats.weight_files import METADATA
 from sr_jax.models.model import Model
 from sr_jax.networks.build import DISCRIMINATORS, GENERATORS, build_generator, renamed
 from sr_jax.networks import trees
@@ -36,24 +36,34 @@ def load_model(
   """Loads a generator.
 
   Args:
-    path: a run's folder, gs://BUCKET/RUN too (its newest sound checkpoint), RUN/checkpoints/STEP,
-      or a .safetensors, .npz or .pth file.
-    dtype: of the convolutions.
+    path: a run's folder or gs://BUCKET/RUN (its newest sound checkpoint is taken),
+      RUN/checkpoints/STEP, or a .safetensors, .npz or .pth file.
+    dtype: the dtype of the convolutions, 'float32' or 'bfloat16'.
 
   Returns:
-    The module and {'params', 'batch_stats'}, as `module.apply(variables, lr, train=False)` takes
-    them.
+    The module, and {'params', 'batch_stats'}: `module.apply(variables, lr, train=False)`
+    takes them.
 
   Raises:
-    FileNotFoundError: nothing is there.
+    FileNotFoundError: there is nothing at this path.
     UserError: it is not a generator that sr_jax knows.
+    MissingPackageError: the path is in a bucket, and gcsfs is not installed.
   """
   model = read_model(path)
   return build_generator(model.name, model.kwargs, dtype=dtype), model.variables
 
 
 def read_model(path: str | pathlib.Path) -> Model:
-  """Reads a generator and what is known of it; arguments and errors as `load_model`."""
+  """Reads a generator and what is known about it.
+
+  Args:
+    path: a run or a file, as for `load_model`.
+
+  Raises:
+    FileNotFoundError: there is nothing at this path.
+    UserError: it is not a generator that sr_jax knows.
+    MissingPackageError: the path is in a bucket, and gcsfs is not installed.
+  """
   path = storage.run_folder(path)
   if path.is_dir():
     if path.parent.name == "checkpoints" and path.name.isdigit():
@@ -61,14 +71,19 @@ def read_model(path: str | pathlib.Path) -> Model:
     return _read_run(path)
   if storage.is_bucket(path):
     raise FileNotFoundError(
-      f"{path} is no run, or not yours to read; model files are read from local paths: gcloud "
-      "storage cp it"
+      f"{path} is no run, or you may not read it; a model file must be a local one: copy it with "
+      "gcloud storage cp"
     )
   return _read_file(path, "generator", state_dicts.read_generator)
 
 
 def read_discriminator(path: str | pathlib.Path) -> Model:
-  """Reads a discriminator from a .safetensors, .npz or .pth file; errors as `load_model`."""
+  """Reads a discriminator from a .safetensors, .npz or .pth file.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    UserError: it is not a discriminator that sr_jax knows.
+  """
   return _read_file(pathlib.Path(path), "discriminator", state_dicts.read_discriminator)
 
 
@@ -97,7 +112,7 @@ def _read_run(run: storage.Folder, step: int | None = None) -> Model:
 
 
 def without_folders(config: Any) -> Any:
-  """A configuration to publish: of paths only the last part, since folders name people."""
+  """Shortens the paths in a configuration to their last part, since folders can name people."""
   if isinstance(config, dict):
     return {key: without_folders(value) for key, value in config.items()}
   if isinstance(config, (list, tuple)):
@@ -108,10 +123,11 @@ def without_folders(config: Any) -> Any:
 
 
 def _without_folder(path: str) -> str:
-  """The last part of a path; tfds:NAME and hf:OWNER/NAME are none."""
-  if path.startswith(("tfds:", "hf:")):
-    return path
-  return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
+  """The last part of a path, or of the path in SCHEME:PATH; tfds: and hf: are not of paths."""
+  scheme, path = re.fullmatch(r"((?:[a-z][a-z0-9]+:(?!//))?)(.*)", path, re.DOTALL).groups()
+  if scheme not in ("tfds:", "hf:"):
+    path = re.split(r"[/\\]", path.rstrip("/\\"))[-1]
+  return scheme + path
 
 
 def _read_file(path: pathlib.Path, what: str, recognise: Any) -> Model:
@@ -128,7 +144,7 @@ def _read_file(path: pathlib.Path, what: str, recognise: Any) -> Model:
   except UserError as error:
     raise UserError(f"{path} holds no {what} that sr_jax knows: {error}") from error
   if known.get("architecture", name) == name:
-    kwargs = {**told_kwargs, **kwargs}  # what the shapes say goes before what the file tells
+    kwargs = {**told_kwargs, **kwargs}  # the shapes take precedence over the metadata
     _check_kwargs(path, name, kwargs)
   variables = {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
   variables = jax.tree.map(lambda x: np.asarray(x, np.float32), variables)
@@ -137,23 +153,25 @@ def _read_file(path: pathlib.Path, what: str, recognise: Any) -> Model:
 
 
 def _check_kwargs(path: pathlib.Path, name: str, kwargs: Mapping[str, Any]) -> None:
-  """Compares the types of told fields with those of the module's own."""
+  """Raises UserError if the module has no such field as the file gives, or one of another type."""
   module = {**GENERATORS, **DISCRIMINATORS}[name]
   for field, value in kwargs.items():
     default = getattr(module, field, None)
     number = isinstance(default, float) and type(value) is int
     if type(value) is not type(default) and not number:
-      raise UserError(
-        f"{path}: its metadata say {field}={value!r}, but {name} has no such field or another type"
-      )
+      told = f"{path}: its metadata sets {field}={value!r}, but"
+      fix = f"correct the file's metadata {METADATA!r}, or remove it"
+      if not hasattr(module, field):
+        raise UserError(f"{told} {name} has no field {field!r}; {fix}")
+      raise UserError(f"{told} {field} of {name} must be a {type(default).__name__}; {fix}")
 
 
 def _parse_metadata(path: pathlib.Path, text: str) -> dict[str, Any]:
-  """What `save_model` wrote beside the arrays; {} in others' files."""
+  """Parses what `save_model` wrote beside the arrays; returns {} for other programs' files."""
   try:
     known = json.loads(text)
   except (ValueError, RecursionError) as error:
-    raise UserError(f"{path}: its metadata {METADATA!r} are not JSON: {error}") from error
+    raise UserError(f"{path}: its metadata {METADATA!r} is not JSON: {error}") from error
   parts = [known.get(part, {}) for part in ("kwargs", "info")] if isinstance(known, dict) else [0]
   if all(isinstance(part, dict) for part in parts):
     ancestry, config = parts[1].get("ancestry", []), parts[1].get("config", {})
@@ -170,4 +188,4 @@ def _parse_metadata(path: pathlib.Path, text: str) -> dict[str, Any]:
       and all(isinstance(value, (bool, int, float, str)) for value in parts[0].values())
     ):
       return known
-  raise UserError(f"{path}: its metadata {METADATA!r} are not what save_model writes")
+  raise UserError(f"{path}: its metadata {METADATA!r} is not what save_model writes")

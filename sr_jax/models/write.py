@@ -1,4 +1,4 @@
-"""From a trained network to a file, or to a run that holds only the generator."""
+"""Writes a trained network to a file, or to a run that holds only the generator."""
 
 import json
 import os
@@ -9,9 +9,9 @@ import ml_dtypes
 import numpy as np
 
 from sr_jax import UserError
+from sr_jax.formats import METADATA
 from sr_jax.formats import state_dicts
 from sr_jax.formats import weight_files
-from sr_jax.formats.weight_files import METADATA
 from sr_jax.models.model import Model
 from sr_jax.networks.build import GENERATORS, in_channels
 from sr_jax.runs import checkpoint
@@ -21,16 +21,16 @@ DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bf
 
 
 def save_model(path: str | pathlib.Path, model: Model, *, dtype: str = "float32") -> None:
-  """Writes a network; the suffix says how, no suffix makes a run that holds only the generator.
+  """Writes a network in the form of the path's suffix; without one, as a run with only a generator.
 
   Args:
     path: .safetensors, .npz, .pth (needs torch), .onnx (needs onnx), .stablehlo, or a new folder.
-    model: what to write; the last three forms are for generators alone.
-    dtype: a key of DTYPES, of the weights; .onnx computes in it too.
+    model: the model to write; the last three forms are for generators only.
+    dtype: a key of DTYPES, the dtype of the weights; an .onnx file computes in it too.
 
   Raises:
-    UserError: a suffix or dtype that is unknown or does not go with the rest.
-    MissingPackageError: the package that a suffix needs is absent.
+    UserError: the suffix or the dtype is unknown, or they do not go together or with the model.
+    MissingPackageError: the package that a suffix needs is not installed.
   """
   path = storage.local_path("--output", path)
   if dtype not in DTYPES:
@@ -51,10 +51,10 @@ def save_model(path: str | pathlib.Path, model: Model, *, dtype: str = "float32"
 
 
 def check_apart(output: pathlib.Path, *inputs: str) -> None:
-  """Refuses to write a model over one that it is made of.
+  """Refuses to write a model over one of those that it is made from.
 
   Raises:
-    UserError: the output is one of the inputs, by whatever path.
+    UserError: the output is one of the inputs, perhaps by another path.
   """
   for path in inputs:
     if output.resolve() == pathlib.Path(path).resolve():
@@ -83,14 +83,14 @@ def _write_run(run: pathlib.Path, model: Model) -> None:
 
 
 def _metadata(model: Model) -> dict[str, str]:
-  """What a file's names and shapes cannot say, as a file's metadata: strings by name."""
+  """Returns the metadata of a file, {name: text}: what its arrays' names and shapes cannot say."""
   told = {"architecture": model.name, "kwargs": model.kwargs, "info": _published(model)}
   scale = {"scale": str(model.kwargs["scale"])} if "scale" in model.kwargs else {}
   return {"architecture": model.name, **scale, METADATA: json.dumps(told)}
 
 
 def _published(model: Model) -> dict[str, Any]:
-  """A model's info but for what was only true of the file that it was read from."""
+  """Returns a model's info without what was only true of the file that it was read from."""
   return {key: value for key, value in model.info.items() if key != "file"}
 
 
@@ -122,11 +122,6 @@ def _to_onnx(path: pathlib.Path, model: Model, dtype: str) -> bytes:
     raise UserError(f"{path}: converters do not read bfloat16 ONNX files; try float16")
   from sr_jax.formats import onnx_export  # needs the package onnx, which is an extra
 
-  if model.name not in onnx_export.NETWORKS:
-    raise UserError(
-      f"{path}: there is no .onnx of the network {model.name!r}, only of "
-      f"{', '.join(onnx_export.NETWORKS)}; write .stablehlo or .safetensors"
-    )
   proto = onnx_export.to_onnx(
     model.name, model.kwargs, model.variables, dtype=dtype, metadata=_metadata(model)
   )
@@ -145,7 +140,8 @@ def _to_stablehlo(path: pathlib.Path, model: Model, dtype: str) -> bytes:
 def _check_generator(path: pathlib.Path, model: Model) -> None:
   if model.name not in GENERATORS:
     raise UserError(
-      f"{path}: {model.name!r} is a discriminator, which is written as .safetensors, .npz or .pth"
+      f"{path}: {model.name!r} is a discriminator, which is written as "
+      f"{', '.join(weight_files.WRITERS)}"
     )
 
 

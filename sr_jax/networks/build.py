@@ -1,4 +1,4 @@
-"""Networks by their names, and what their fields are.
+"""Builds networks by their names, and knows their fields.
 
 Parameter names follow BasicSR's checkpoints; `body` holds all blocks, stacked on a leading axis, so
 that there are few leaves. The first convolution of a generator is `conv_first`.
@@ -31,15 +31,15 @@ DISCRIMINATORS = {
 }
 
 # Fields of the modules that neither a recipe nor a file sets.
-_NOT_SAID = ("parent", "name", "dtype", "kernels")
-# What fields were called in version 0, in configurations and files of that time.
+_NOT_SETTABLE = ("parent", "name", "dtype", "kernels")
+# {what a field was called in the configurations and files of version 0: its name today}
 RENAMED = {"dense": "algorithm"}
 
 
 def generator_fields(name: str) -> dict[str, Any]:
   """Returns the fields of a generator that a recipe may set, with their defaults."""
   fields = dataclasses.fields(GENERATORS[name])
-  return {field.name: field.default for field in fields if field.name not in _NOT_SAID}
+  return {field.name: field.default for field in fields if field.name not in _NOT_SETTABLE}
 
 
 def renamed(kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -50,8 +50,13 @@ def renamed(kwargs: Mapping[str, Any]) -> dict[str, Any]:
 def build_generator(name: str, kwargs: Mapping[str, Any], *, dtype: str = "float32") -> nn.Module:
   """Builds a generator by its name.
 
+  Args:
+    name: a key of GENERATORS.
+    kwargs: fields of the module, as `generator_fields` lists them.
+    dtype: the dtype of the convolutions, 'float32' or 'bfloat16'.
+
   Raises:
-    UserError: unknown name or field; lists the choices.
+    UserError: the name, a field or the dtype is unknown; the error lists the choices.
   """
   if name not in GENERATORS:
     raise UserError(f"generator {name!r} must be one of {', '.join(GENERATORS)}")
@@ -64,7 +69,11 @@ def build_generator(name: str, kwargs: Mapping[str, Any], *, dtype: str = "float
 
 
 def check_dtype(dtype: str) -> jnp.dtype:
-  """Turns a recipe's `dtype` into one that convolutions compute in."""
+  """Turns a recipe's `dtype` into the dtype that convolutions compute in.
+
+  Raises:
+    UserError: it is neither 'float32' nor 'bfloat16'.
+  """
   if dtype not in ("float32", "bfloat16"):
     raise UserError(f"dtype={dtype!r} must be float32 or bfloat16")
   return jnp.dtype(dtype)
@@ -76,19 +85,33 @@ def in_channels(variables: trees.Variables, kwargs: Mapping[str, Any]) -> int:
 
 
 def image_channels(inputs: int, kwargs: Mapping[str, Any]) -> int:
-  """As `in_channels`, from the number of channels that `conv_first` takes."""
+  """Returns the same as `in_channels`, from the number of channels that `conv_first` takes."""
   return inputs // kwargs.get("input_unshuffle", 1) ** 2
 
 
 def build_discriminator(
   name: str, kwargs: Mapping[str, Any], *, dtype: str = "float32"
 ) -> nn.Module:
-  """Builds a discriminator by its name; errors as `build_generator`."""
+  """Builds a discriminator by its name.
+
+  Args:
+    name: a key of DISCRIMINATORS.
+    kwargs: fields of the module.
+    dtype: the dtype of the convolutions, 'float32' or 'bfloat16'.
+
+  Raises:
+    UserError: the name or the dtype is unknown; the error lists the choices.
+  """
   module = look_up("discriminator.name", DISCRIMINATORS, name)
   return module(**kwargs, dtype=check_dtype(dtype))
 
 
 def look_up(field: str, table: Mapping[str, Any], name: str) -> Any:
+  """Returns what a table has under the name that a recipe's field gives.
+
+  Raises:
+    UserError: the table has no such name; the error lists those that it has.
+  """
   if name not in table:
     raise UserError(f"{field}={name!r} must be one of {', '.join(table)}")
   return table[name]
@@ -97,7 +120,7 @@ def look_up(field: str, table: Mapping[str, Any], name: str) -> Any:
 def build_checked(
   name: str, kwargs: Mapping[str, Any], variables: Mapping[str, Any]
 ) -> tuple[nn.Module, int]:
-  """Builds a generator and compares its variables with the ones that are given.
+  """Builds a generator and compares its variables with given ones.
 
   Args:
     name: a key of GENERATORS.
@@ -105,11 +128,11 @@ def build_checked(
     variables: {'params': ..., 'batch_stats': ...}, the latter empty or absent without BatchNorm.
 
   Returns:
-    The module, and the channels of the image that it takes.
+    The module, and the number of channels of the LR image that it takes.
 
   Raises:
-    UserError: unknown name or field, or the first path where the variables differ from the
-      module's in shape or are absent.
+    UserError: the name or a field is unknown, or a variable is absent or has another shape than the
+      module's; the error names the first such variable.
   """
   if name not in GENERATORS:
     raise UserError(f"generator {name!r} must be one of {', '.join(GENERATORS)}")
@@ -128,6 +151,7 @@ def build_checked(
   if difference := trees.first_difference(trees.shapes(expected), trees.shapes(dict(variables))):
     path, ours, theirs = difference
     raise UserError(
-      f"variables are not of this {name}: {path} is {theirs}, and {ours} in the network"
+      f"these weights do not fit {name}: the shape of {path} is {theirs}, but the network needs "
+      f"{ours}; give the name and the fields of the network that the weights belong to"
     )
   return module, channels

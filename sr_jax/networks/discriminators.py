@@ -1,4 +1,4 @@
-"""Real or fake, as logits (never a sigmoid): the discriminators of SRGAN, ESRGAN and Real-ESRGAN.
+"""The discriminators of SRGAN, ESRGAN and Real-ESRGAN; they return logits, never a sigmoid.
 
 The losses that take the logits are in `training/losses.py`. Parameter names follow BasicSR's
 checkpoints.
@@ -26,8 +26,9 @@ class SRGANDiscriminator(nn.Module):
 
   Attributes:
     features: channels of the first convolution.
-    dtype: to compute in, or its name; parameters, BatchNorm's statistics and logits are float32.
-    kernels: how to compute it; of `choose.choose`.
+    dtype: the dtype to compute in, or its name; parameters, BatchNorm's statistics and logits are
+      float32.
+    kernels: how to compute the network, as `choose.choose` returns it.
   """
 
   features: int = 64
@@ -56,8 +57,9 @@ class VGGDiscriminator(nn.Module):
 
   Attributes:
     features: channels of the first convolution.
-    dtype: to compute in, or its name; parameters, BatchNorm's statistics and logits are float32.
-    kernels: how to compute it; of `choose.choose`.
+    dtype: the dtype to compute in, or its name; parameters, BatchNorm's statistics and logits are
+      float32.
+    kernels: how to compute the network, as `choose.choose` returns it.
   """
 
   features: int = 64
@@ -88,8 +90,8 @@ class UNetDiscriminator(nn.Module):
 
   Attributes:
     features: channels of the first convolution.
-    dtype: to compute in, or its name; parameters, spectral norms and logits are float32.
-    kernels: how to compute it; of `choose.choose`.
+    dtype: the dtype to compute in, or its name; parameters, spectral norms and logits are float32.
+    kernels: how to compute the network, as `choose.choose` returns it.
   """
 
   features: int = 64
@@ -125,22 +127,23 @@ class UNetDiscriminator(nn.Module):
 def _conv_bn(
   x: jax.Array, features: int, name: str, *, train: bool, kernels: Kernels, **options
 ) -> jax.Array:
-  """Convolution `conv{name}`, BatchNorm `bn{name}`, leaky ReLU."""
+  """Applies the convolution `conv{name}`, the BatchNorm `bn{name}` and a leaky ReLU."""
   x = conv(x, features, name=f"conv{name}", kernels=kernels, **options)
   return kernels.leaky_relu(batch_norm(x, train=train, name=f"bn{name}"))
 
 
 def _classify(x: jax.Array, hidden: int, dtype: Any, kernels: Kernels) -> jax.Array:
-  """Two linear layers on the features [N, h, w, C], flattened in this order: logits [N]."""
+  """Applies two linear layers to features [N, h, w, C], flattened in this order: logits [N]."""
   x = linear(x.reshape(x.shape[0], -1), hidden, name="linear1", dtype=dtype)
   x = linear(kernels.leaky_relu(x), 1, name="linear2", dtype=dtype)
   return x[:, 0].astype(jnp.float32)
 
 
 def _check_square(net: nn.Module, image: jax.Array, multiple: int):
-  """Raises UserError unless every convolution of stride 2 halves the image exactly.
+  """Raises UserError unless the image is square and each convolution of stride 2 halves it exactly.
 
-  Square, since linear1's parameters belong to one size and files do not say its sides.
+  It must be square, because linear1's parameters belong to one size and files do not say which
+  sides it has.
   """
   _, h, w, _ = image.shape
   if h != w or h % multiple:

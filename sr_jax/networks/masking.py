@@ -1,4 +1,4 @@
-"""Zeros outside the image before every convolution: a padded image gives the unpadded result."""
+"""Zeroes what is outside the image before each convolution, so that padding changes no result."""
 
 import flax.linen as nn
 import jax
@@ -7,18 +7,28 @@ import jax
 def zero_outside(inside: jax.Array):
   """Makes an interceptor that zeroes each convolution's input outside the image.
 
-  A module that computes several convolutions at once calls `Inside`, which returns it the mask.
+  The mask is fitted to a convolution's input x by whole factors. This is right because networks
+  enlarge and unshuffle images by whole factors only, and because height and width, those of the
+  image as well as those with its padding, are multiples of a network's `input_unshuffle`: so each
+  pixel of a smaller x is either inside or outside as a whole.
+
+  A module that computes several convolutions at once calls `Inside`, which returns the mask to it.
+
+  Args:
+    inside: [1, H, W, 1], 1 inside the image and 0 in its padding.
   """
 
   def interceptor(call, args, kwargs, context):
     is_inside = isinstance(context.module, Inside)
     if (is_inside or isinstance(context.module, nn.Conv)) and context.method_name == "__call__":
       (x,) = args
-      mask, (ours, theirs) = inside, (inside.shape[1], x.shape[1])
-      if theirs > ours:
-        mask = mask.repeat(theirs // ours, axis=1).repeat(theirs // ours, axis=2)
-      elif theirs < ours:
-        mask = mask[:, :: ours // theirs, :: ours // theirs]
+      mask, image_height, height = inside, inside.shape[1], x.shape[1]
+      if height > image_height:
+        factor = height // image_height
+        mask = mask.repeat(factor, axis=1).repeat(factor, axis=2)
+      elif height < image_height:
+        step = image_height // height
+        mask = mask[:, ::step, ::step]
       if is_inside:
         return mask
       args = (x * mask.astype(x.dtype),)

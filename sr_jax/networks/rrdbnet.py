@@ -1,17 +1,16 @@
 """ESRGAN's generator, and the paper's smaller one of plain residual blocks."""
 
-import types
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sr_jax.kernels import direct
 from sr_jax.kernels.choose import ALGORITHMS, PLAIN, Kernels
-from sr_jax.kernels.dense_block import dense_block, kernels_by_source, sum_by_source
+from sr_jax.kernels.dense_block import DenseBlock
+from sr_jax.kernels.leaky_relu import SLOPE
 from sr_jax.networks.blocks import UPSAMPLING, ResidualBlock, check_fields, repeat
-from sr_jax.networks.layers import apply_conv, conv, pixel_unshuffle, upsample_nearest
+from sr_jax.networks.layers import conv, pixel_unshuffle, upsample_nearest
 from sr_jax.networks.masking import Inside
 
 
@@ -60,14 +59,14 @@ class RRDBNet(nn.Module):
     """Upscales lr [N, h, w, c] in [0, 1] to float32 [N, h * scale, w * scale, out_channels]."""
     if self.input_unshuffle > 1:
       lr = pixel_unshuffle(lr, self.input_unshuffle)
-    by = self.kernels.dense_block or ALGORITHMS.get(self.algorithm)
     how = {"dtype": self.dtype, "kernels": self.kernels}
     x = conv(lr, self.features, name="conv_first", **how)
-    # The form in the paper makes the parameters; the others read them.
-    by = None if self.is_initializing() else by
-    y = repeat(
-      self, _RRDB(self.growth, self.residual_scale, by, name="body", **how), x, train=train
-    )
+    # Only the form in the paper makes the parameters; the faster ones read them.
+    compute = None
+    if not self.is_initializing():
+      compute = self.kernels.dense_block or ALGORITHMS.get(self.algorithm)
+    block = _RRDB(self.growth, self.residual_scale, compute, name="body", **how)
+    y = repeat(self, block, x, train=train)
     x = x + conv(y, self.features, name="conv_body", **how)
     return _upsample_and_reconstruct(self, x, self.scale * self.input_unshuffle)
 
@@ -97,7 +96,7 @@ class ResidualNet(nn.Module):
     """Upscales lr [N, h, w, c] in [0, 1] to float32 [N, h * scale, w * scale, out_channels]."""
     how = {"dtype": self.dtype, "kernels": self.kernels}
     x = conv(lr, self.features, name="conv_first", **how)
-    block = ResidualBlock(0.2, self.residual_scale, name="body", **how)
+    block = ResidualBlock(SLOPE, self.residual_scale, name="body", **how)
     y = repeat(self, block, x, train=train)
     x = x + conv(y, self.features, name="conv_body", **how)
     return _upsample_and_reconstruct(self, x, self.scale)
@@ -108,17 +107,17 @@ class _DenseBlock(nn.Module):
 
   growth: int
   residual_scale: float
-  by: types.ModuleType | None
+  compute: DenseBlock | None
   dtype: Any
   kernels: Kernels
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    y = self._printed(x) if self.by is None else self._by_source(x)
+    y = self._by_source(x) if self.compute else self._as_in_paper(x)
     return y * self.residual_scale + x
 
-  def _printed(self, x: jax.Array) -> jax.Array:
-    """As in the paper: each convolution reads x and all outputs before it."""
+  def _as_in_paper(self, x: jax.Array) -> jax.Array:
+    """Each convolution reads x and all outputs before it, side by side."""
     how = {"init": "msra", "dtype": self.dtype, "kernels": self.kernels}
     y = x
     for i in range(1, 5):
@@ -127,23 +126,14 @@ class _DenseBlock(nn.Module):
     return conv(y, x.shape[-1], name="conv5", **how)
 
   def _by_source(self, x: jax.Array) -> jax.Array:
-    """The same sums in another order, of the parameters that `_printed` made.
+    """The same sums in another order, of the parameters that `_as_in_paper` made.
 
     A convolution that makes 192, 160, ... channels fills an accelerator better than one that makes
     32 from as many, and no outputs have to be copied side by side.
     """
     layers = [self.variables["params"][f"conv{i}"] for i in range(1, 6)]
-    kernels, biases = ([layer[part] for layer in layers] for part in ("kernel", "bias"))
-    if self.by is direct and self.kernels.conv:  # by the same kernel as all other convolutions
-      return sum_by_source(
-        x,
-        kernels_by_source(kernels),
-        biases,
-        convolve=lambda x, kernel: apply_conv(x, kernel, dtype=self.dtype, kernels=self.kernels),
-        activate=self.kernels.leaky_relu,
-      )[5]
-    x = x.astype(self.by.kept_dtype(self.dtype))
-    return dense_block(self.by, self.kernels.alone, x, kernels, biases, Inside()(x))
+    weights, biases = ([layer[part] for layer in layers] for part in ("kernel", "bias"))
+    return self.compute(x, weights, biases, Inside()(x), self.dtype)
 
 
 class _RRDB(nn.Module):
@@ -151,14 +141,14 @@ class _RRDB(nn.Module):
 
   growth: int
   residual_scale: float
-  by: types.ModuleType | None
+  compute: DenseBlock | None
   dtype: Any
   kernels: Kernels
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     y = x
-    fields = self.growth, self.residual_scale, self.by, self.dtype, self.kernels
+    fields = self.growth, self.residual_scale, self.compute, self.dtype, self.kernels
     for i in range(1, 4):
       y = _DenseBlock(*fields, name=f"rdb{i}")(y)
     return y * self.residual_scale + x

@@ -21,20 +21,21 @@ from sr_jax.networks.layers import (
 class SRResNet(nn.Module):
   """Generator of SRGAN (section 2.1, figure 4); 1,549,462 parameters with one slope per PReLU.
 
-  The paper names no momentum and epsilon of the BatchNorm, which are PyTorch's here, and no final
-  activation: there is none unless it is asked for.
+  The paper names neither momentum and epsilon of the BatchNorm, which are PyTorch's here, nor a
+  final activation: there is none unless `final_activation` asks for it.
 
   Attributes:
     features: channels of the body.
     blocks: residual blocks.
     scale: upsampling factor: 1, 2, 3, 4 or 8.
-    out_channels: of the SR image.
-    prelu_per_channel: one slope for each channel (1,550,659 parameters) instead of one a layer.
+    out_channels: channels of the SR image.
+    prelu_per_channel: whether each channel has a slope of its own (1,550,659 parameters) instead of
+      one slope for each layer.
     final_activation: 'none', or 'tanh', which is mapped to [0, 1] as (y + 1) / 2.
-    unroll: blocks in one iteration of the loop; 0 leaves it to `kernels`.
-    remat: recompute each block in the backward pass instead of storing its activations.
-    dtype: to compute in, or its name; parameters and BatchNorm's statistics are float32.
-    kernels: how to compute it; of `choose.choose`.
+    unroll: blocks in one iteration of the loop; 0 leaves the choice to `kernels`.
+    remat: whether to recompute each block in the backward pass instead of storing its activations.
+    dtype: the dtype to compute in, or its name; parameters and BatchNorm's statistics are float32.
+    kernels: how to compute the network, as `choose.choose` returns it.
   """
 
   features: int = 64
@@ -75,10 +76,10 @@ class SRResNet(nn.Module):
 
 
 class MSRResNet(nn.Module):
-  """BasicSR's SRResNet, without BatchNorm and added to the bilinearly upsampled input; 1,517,571
-  parameters (`basicsr/archs/srresnet_arch.py`).
+  """BasicSR's SRResNet (`basicsr/archs/srresnet_arch.py`); 1,517,571 parameters.
 
-  Attributes: as `SRResNet`'s; the image has as many channels in as out.
+  It has no BatchNorm, and its output is added to the bilinearly upsampled input. The attributes are
+  those of `SRResNet`; the LR image has `out_channels` channels too.
   """
 
   features: int = 64

@@ -33,11 +33,11 @@ def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 def first_difference(
   one: Mapping[str, Any], other: Mapping[str, Any]
 ) -> tuple[str, Any, Any] | None:
-  """Compares what two networks have by path, shapes for example.
+  """Compares what two networks have at each path, their shapes for example.
 
   Returns:
-    The first path in which they differ, in order, and what each has there ('absent' for nothing);
-    None where they are equal.
+    The first path, in sorted order, where they differ, and what each of them has there ('absent'
+    for nothing); None if they are equal.
   """
   for path in sorted(one.keys() | other.keys()):
     ours, theirs = one.get(path, "absent"), other.get(path, "absent")
@@ -47,13 +47,13 @@ def first_difference(
 
 
 def check_same_shapes(trees: Mapping[str, Any]) -> None:
-  """Compares two trees of arrays, which `jax.tree.map` would broadcast in silence.
+  """Checks that two trees of arrays have the same shapes; `jax.tree.map` would broadcast silently.
 
   Args:
-    trees: {what it is called in the error: tree}, two of them.
+    trees: {what the error calls the tree: tree}, for two trees.
 
   Raises:
-    UserError: names the first path that differs, with both shapes.
+    UserError: the shapes differ; the error names the first path where they do, with both shapes.
   """
   one, other = trees
   if difference := first_difference(shapes(trees[one]), shapes(trees[other])):

@@ -1,8 +1,8 @@
 """Fixed VGG features for the perceptual loss.
 
 The loss itself is `losses.perceptual_loss`, and `formats/vgg_weights.py` loads the weights. Two
-conventions of the same network are in use: what weights expect of their input is kept with the
-parameters, as a scale and a shift of RGB in [0, 1].
+conventions of the same network are in use, which differ in the input that the weights expect. It is
+kept with the parameters, as a scale and a shift of RGB in [0, 1].
 """
 
 import re
@@ -55,15 +55,16 @@ def vgg_features(
     params: {'input': {'scale': [3], 'shift': [3]}, 'conv1_1': {'kernel': [3,3,3,64], 'bias': [64]},
       ...}; which VGG it is follows from the keys.
     image: [N, H, W, 3], RGB in [0, 1].
-    layers: names: 'conv5_4' is before the activation (ESRGAN), 'relu5_4' after it (SRGAN).
-    dtype: to compute in; the input is normalised in float32.
-    kernels: how to compute it; of `choose.choose`.
+    layers: names of layers: 'conv5_4' is before the activation (ESRGAN), 'relu5_4' after it
+      (SRGAN).
+    dtype: the dtype to compute in; the input is normalised in float32.
+    kernels: how to compute the convolutions, as `choose.choose` returns it.
 
   Returns:
     For each of `layers` [N, H / 2^(block - 1), W / 2^(block - 1), C], float32.
 
   Raises:
-    UserError: for a layer that this VGG does not have.
+    UserError: this VGG does not have one of the layers.
   """
   convs = sorted(name for name in params if name.startswith("conv"))
   known = convs + [name.replace("conv", "relu") for name in convs]
@@ -95,12 +96,15 @@ def magnitude_factor(layer: str, convention: str, magnitude: str) -> float:
   ESRGAN's loss weights were chosen for torchvision's magnitude, SRGAN's 1/12.75 for the original's.
 
   Args:
-    layer: 'conv5_4', 'relu5_4', ...: only the block counts.
-    convention: of the weights, 'torchvision' or 'caffe'.
-    magnitude: the one wanted.
+    layer: the name of a layer, 'conv5_4' or 'relu5_4' for example; only its block matters.
+    convention: the convention of the weights, 'torchvision' or 'caffe'.
+    magnitude: the convention whose magnitude is wanted.
 
   Returns:
-    1 where both are the same; approximate otherwise, see CAFFE_TO_TORCHVISION.
+    1 if both are the same; otherwise an approximation, see CAFFE_TO_TORCHVISION.
+
+  Raises:
+    UserError: the layer or one of the conventions is unknown.
   """
   for value in (convention, magnitude):
     if value not in INPUT:
@@ -123,7 +127,10 @@ def init_vgg(key: jax.Array, depth: int = 19, width: float = 1.0) -> Params:
     width: multiplies the channels; 1 is the real network.
 
   Returns:
-    Params as `vgg_features` takes them, torchvision's input convention.
+    Params as `vgg_features` takes them, with torchvision's input convention.
+
+  Raises:
+    UserError: there is no VGG of this depth.
   """
   he = nn.initializers.he_normal()
   params, inputs = {"input": dict(INPUT["torchvision"])}, 3
@@ -136,7 +143,14 @@ def init_vgg(key: jax.Array, depth: int = 19, width: float = 1.0) -> Params:
 
 
 def conv_names(depth: int) -> list[tuple[str, int]]:
-  """Name and block of each convolution, in order."""
+  """Returns name and block of each convolution, in order.
+
+  Args:
+    depth: 16 or 19.
+
+  Raises:
+    UserError: there is no VGG of this depth.
+  """
   if depth not in BLOCKS:
     raise UserError(f"there is no VGG{depth} here; choose {' or '.join(map(str, BLOCKS))}")
   return [

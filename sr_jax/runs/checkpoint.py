@@ -1,4 +1,4 @@
-"""Save, verify, resume.
+"""Saves, verifies and restores the checkpoints of a run.
 
 Orbax writes the checkpoints: asynchronously, atomically, the newest k and the best one by a metric.
 What it lacks is here: a bit flipped on disk comes back from it as a wrong number without an error,
@@ -30,7 +30,7 @@ Tree = Any
 
 
 class DamagedCheckpoint(Exception):
-  """A checkpoint that cannot be read or is not what was written."""
+  """The error of a checkpoint that cannot be read or is not what was written."""
 
 
 def open_manager(
@@ -39,10 +39,10 @@ def open_manager(
   """Opens RUN/checkpoints for saving and restoring.
 
   Args:
-    run: folder of the run.
-    keep: newest checkpoints that are kept.
-    best_metric: key of the metrics given to `save`; the checkpoint where it is largest is kept
-      too. '' for none.
+    run: the run's folder.
+    keep: how many of the newest checkpoints are kept.
+    best_metric: a key of the metrics that `save` gets; the checkpoint where this metric is largest
+      is kept too. '' for none.
   """
   best_fn = None
   policies = [ocp.checkpoint_managers.LatestN(keep)]
@@ -79,11 +79,11 @@ def save(
   """Saves a state under its step; the writing goes on in the background.
 
   Args:
-    manager: of `open_manager`.
-    state: what is saved. It may be donated as soon as this returns.
-    extra: JSON values that come back from `restore`.
-    metrics: for the best checkpoint.
-    anew: there is a checkpoint of this step, and this one takes its place.
+    manager: what `open_manager` returned.
+    state: the state to save. It may be donated as soon as this returns.
+    extra: JSON values, which `restore` returns.
+    metrics: the scores of this step, by which the best checkpoint is found; None without scores.
+    anew: whether there is a checkpoint of this step already, whose place this one takes.
   """
   if anew:
     manager.delete(int(state.step))
@@ -105,20 +105,20 @@ def restore(
 ) -> tuple[TrainState, dict[str, Any]] | None:
   """Restores the newest checkpoint that verifies, and sets damaged newer ones aside.
 
-  Nothing is moved unless an older one verifies: where none does, the fault may be the machine's.
+  Nothing is moved unless an older one verifies: if none does, the machine may be at fault.
 
   Args:
-    run: folder of the run; what is damaged moves to RUN/damaged, so that its step can be saved
+    run: the run's folder; damaged checkpoints move to RUN/damaged, so that their steps can be saved
       again.
-    abstract: a state of `jax.ShapeDtypeStruct` with shardings, which the result has whatever
-      devices wrote the checkpoint.
+    abstract: a state of `jax.ShapeDtypeStruct` with shardings. The result has these shardings,
+      whatever devices wrote the checkpoint.
 
   Returns:
-    The state and the `extra` of `save`, or None where there is no checkpoint.
+    The state, and the `extra` that `save` got; None if there is no checkpoint.
 
   Raises:
-    UserError: a sound checkpoint belongs to another network; names the first difference. Or there
-      are checkpoints and none verifies.
+    UserError: a sound checkpoint belongs to another network (the error names the first
+      difference), or there are checkpoints and none verifies.
   """
   if not _folder(run).is_dir():
     return None
@@ -147,17 +147,17 @@ def restore(
 def restore_model(
   run: str | storage.Folder, abstract_variables: Tree, *, step: int | None = None
 ) -> tuple[Tree, int, dict[str, Any]]:
-  """Restores what is evaluated and shipped, from the newest checkpoint that verifies.
+  """Restores the variables that are evaluated and shipped, from the newest sound checkpoint.
 
-  Reads only: a damaged checkpoint stays where it is, with a line in the log.
+  It only reads: a damaged checkpoint stays where it is, and the log says so.
 
   Args:
-    run: folder of the run.
-    abstract_variables: {'params', 'batch_stats'} of `jax.ShapeDtypeStruct`.
-    step: take this one only; None for the newest that verifies.
+    run: the run's folder.
+    abstract_variables: {'params', 'batch_stats'}, trees of `jax.ShapeDtypeStruct`.
+    step: the only step to try; None for the newest that verifies.
 
   Returns:
-    Variables, their step, and the `extra` of `save`.
+    The variables, their step, and the `extra` that `save` got.
 
   Raises:
     FileNotFoundError: no checkpoint verifies.
@@ -211,9 +211,9 @@ def _items(state: TrainState) -> dict[str, Tree]:
 
 
 def _one_copy_a_process(leaf: jax.Array) -> jax.Array:
-  """The same replicated array, on one device of each process.
+  """Returns the same replicated array on one device of each process.
 
-  Given copies on all devices, Orbax would have each device write a slice, and compile the slicing.
+  If Orbax gets copies on all devices, it has each device write a slice, and compiles the slicing.
   """
   devices = {}
   for device in sorted(leaf.sharding.device_set, key=lambda device: device.id):

@@ -1,7 +1,8 @@
-"""Where numbers go: RUN/metrics.jsonl always, TensorBoard where clu can be imported.
+"""Writes a run's numbers: to RUN/metrics.jsonl always, to TensorBoard where clu can be imported.
 
 clu's writers import TensorFlow; without it a run has metrics.jsonl and no TensorBoard files, and
-says so once. So has a run in a bucket: whether TensorFlow writes there could not be tried.
+says so once. The same goes for a run in a bucket, because it could not be tried whether TensorFlow
+can write there.
 """
 
 import json
@@ -28,7 +29,8 @@ def read_curves(model: str) -> dict[str, list[tuple[int, float]]]:
 
 
 METRICS = "metrics.jsonl"
-UPLOAD_SECONDS = 60  # at least, between two uploads of metrics.jsonl that no checkpoint asks for
+# The least time between two uploads of metrics.jsonl, unless a checkpoint asks for one.
+UPLOAD_SECONDS = 60
 
 
 class Writer:
@@ -45,9 +47,10 @@ class Writer:
     """Writes one line.
 
     Args:
-      step: updates done.
-      scalars: what the run computes: the same in a run that was resumed.
-      timing: what the machine measured: never the same twice, so it stands apart.
+      step: the number of updates done.
+      scalars: the values that the run computed, which are the same in a run that was resumed.
+      timing: the times that the machine measured. They are never the same twice, and so have a
+        field of their own.
     """
     if self._file:
       line: dict[str, Any] = {"step": step, **scalars}
@@ -64,7 +67,7 @@ class Writer:
       self._tensorboard.write_images(step, images)
 
   def sync(self) -> None:
-    """Returns once every line is stored, so that a checkpoint may follow: at once for a file."""
+    """Returns once every line is stored, so that a checkpoint may follow; for a file, at once."""
     if isinstance(self._file, _Upload):
       self._file.sync()
 
@@ -76,10 +79,10 @@ class Writer:
 
 
 class _Upload:
-  """A text file of a bucket, to which nothing can be appended: each time it is written whole.
+  """A text file in a bucket. Nothing can be appended to it, so it is written whole each time.
 
-  Lines that were not uploaded when a machine died are after its last checkpoint, and the run that
-  resumes there writes them again.
+  Lines that were not uploaded when a machine died belong to steps after its last checkpoint, and
+  the run that resumes from there writes them again.
   """
 
   def __init__(self, path: storage.Folder):
@@ -103,7 +106,7 @@ class _Upload:
 
 
 def read(run: storage.Folder) -> list[dict[str, Any]]:
-  """Reads the lines of metrics.jsonl; one that a crash cut off is left out, [] without the file."""
+  """Reads the lines of metrics.jsonl but one that a crash cut off; [] if there is no such file."""
   path, entries = run / METRICS, []
   for line in path.read_text().splitlines() if path.exists() else []:
     try:
@@ -130,9 +133,9 @@ def cut_back(run: storage.Folder, step: int, *, scored: bool = True) -> None:
   A last line that was cut off by a crash goes too.
 
   Args:
-    run: folder of the run.
-    step: the last whose lines are kept.
-    scored: whether its scores are kept too; else they will be written anew.
+    run: the run's folder.
+    step: the last step whose lines are kept.
+    scored: whether the scores of that step are kept too; if not, they will be written again.
   """
   path = run / METRICS
   if not path.exists() or jax.process_index() != 0:

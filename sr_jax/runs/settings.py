@@ -14,7 +14,11 @@ from sr_jax.runs import storage
 
 
 def read_json(path: storage.Folder) -> dict[str, Any]:
-  """Reads a JSON object; the error names the file where it is none."""
+  """Reads a JSON object.
+
+  Raises:
+    UserError: the file does not hold JSON; the error names it.
+  """
   try:
     return json.loads(path.read_text())
   except ValueError as error:  # no JSON, or no text
@@ -25,7 +29,7 @@ Config = config_dict.ConfigDict
 
 
 def write_config(config: Config, run: storage.Folder) -> None:
-  """Writes RUN/config.json; where there was one, warns of each field that changed."""
+  """Writes RUN/config.json; if there was one, warns of each field that changed."""
   if jax.process_index() != 0:
     return
   path = run / "config.json"
@@ -46,7 +50,7 @@ def write_config(config: Config, run: storage.Folder) -> None:
 
 
 def _renamed(config: Mapping[str, Any]) -> dict[str, Any]:
-  """A run's configuration with today's names of the fields."""
+  """Returns a run's configuration with today's names of the fields."""
   config = dict(config)
   if isinstance(config.get("psnr"), dict):
     config["psnr"] = _renamed(config["psnr"])
@@ -57,7 +61,7 @@ def _renamed(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-  """{'data': {'seed': 0}} -> {'data.seed': 0}."""
+  """Joins the keys of nested dicts by dots: {'data': {'seed': 0}} -> {'data.seed': 0}."""
   fields = {}
   for key, value in config.items():
     fields |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}

@@ -1,4 +1,4 @@
-"""What a run is: the pytree that is donated, sharded and saved."""
+"""The state of a run: the pytree that is donated, sharded and saved."""
 
 from typing import Any
 
@@ -16,7 +16,8 @@ class NetState(struct.PyTreeNode):
 
   Attributes:
     params: float32 parameters.
-    opt_state: Adam's moments (and what else the chain of `step.make_optimizer` keeps).
+    opt_state: the state of the network's optax optimizer: Adam's moments, and whatever else its
+      chain keeps.
     batch_stats: running statistics of BatchNorm and vectors of spectral norm; {} without any.
   """
 
@@ -33,11 +34,13 @@ class TrainState(struct.PyTreeNode):
   """A run at one step.
 
   Attributes:
-    step: int32 scalar, optimizer updates done.
-    generator: the generator.
-    discriminator: None in PSNR runs. None is an empty pytree: it passes through jit, donation,
-      sharding and Orbax unchanged, so those runs need no class of their own.
-    ema_params: exponential moving average of generator.params; evaluation and model files use it.
+    step: the number of optimizer updates done, an int32 scalar.
+    generator: the generator and its optimizer.
+    discriminator: the discriminator and its optimizer; None in PSNR runs. None is an empty pytree:
+      it passes through jit, donation, sharding and Orbax unchanged, so those runs need no class of
+      their own.
+    ema_params: the exponential moving average of generator.params, which evaluation and model
+      files use.
   """
 
   step: jax.Array
@@ -47,7 +50,7 @@ class TrainState(struct.PyTreeNode):
 
   @property
   def ema_variables(self) -> dict[str, Params]:
-    """What is evaluated and shipped: averaged parameters, current BatchNorm statistics."""
+    """The variables to evaluate and ship: averaged parameters, current BatchNorm statistics."""
     return {"params": self.ema_params, "batch_stats": self.generator.batch_stats}
 
 
@@ -62,18 +65,18 @@ def create_train_state(
   generator_variables: dict[str, Params] | None = None,
   discriminator_variables: dict[str, Params] | None = None,
 ) -> TrainState:
-  """Initialises both networks; jit and `jax.eval_shape` take it as it is.
+  """Initialises both networks; `jax.jit` and `jax.eval_shape` can be applied to it.
 
   Args:
-    seed: of the initialisation.
-    generator: LR image in, SR image out.
-    discriminator: logits, or None.
+    seed: the seed of the initialisation.
+    generator: the module from LR image to SR image.
+    discriminator: the module from image to logits, or None.
     optimizer_g: the generator's optimizer.
-    optimizer_d: the discriminator's, or None.
-    lr_shape: [N, h, w, c] of a batch; N may be 1.
-    hr_shape: [N, H, W, c] of a batch.
+    optimizer_d: the discriminator's optimizer, or None.
+    lr_shape: the shape of an LR batch, [N, h, w, c]; N may be 1.
+    hr_shape: the shape of an HR batch, [N, H, W, c].
     generator_variables: {'params', 'batch_stats'} to start from instead of a fresh generator.
-    discriminator_variables: the same of the discriminator.
+    discriminator_variables: the same for the discriminator.
 
   Returns:
     The state at step 0, with `ema_params` equal to the generator's parameters. It is a copy: an

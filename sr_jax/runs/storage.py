@@ -1,4 +1,4 @@
-"""Where a run lies: a folder of a file system, or gs://BUCKET/RUN of Google Cloud Storage.
+"""Makes the path of a run: a folder of a file system, or gs://BUCKET/RUN of Google Cloud Storage.
 
 A bucket is no file system. It maps names to contents, and a folder is what several names begin
 with: an empty one does not exist, none can be renamed in one go, and nothing can be appended to a
@@ -31,8 +31,8 @@ def run_folder(path: str | os.PathLike) -> Folder:
   """Makes the path of a run, which need not exist.
 
   Raises:
-    UserError: another place than a folder or gs://BUCKET/RUN.
-    MissingPackageError: it is in a bucket, and gcsfs is not there.
+    UserError: the path is neither a folder nor gs://BUCKET/RUN.
+    MissingPackageError: the run is in a bucket, and gcsfs is not installed.
   """
   text = os.fspath(path)
   if "://" not in text and not text.startswith("gs:/"):
@@ -49,15 +49,16 @@ def run_folder(path: str | os.PathLike) -> Folder:
 
 
 def _set_up_clients() -> None:
-  """Sets what the clients read at the first path of a bucket."""
-  # epath shall use one client, with TensorFlow and without: TensorFlow's cannot be tested, since it
-  # knows one address only.
+  """Sets what the clients read when they meet the first path of a bucket."""
+  # epath shall use the same client with TensorFlow and without. TensorFlow's own cannot be tested,
+  # since it knows one address only.
   os.environ.setdefault("EPATH_USE_TF", "false")
-  # What epath was asked before, by a local path, it would remember.
+  # epath caches whether TensorFlow is installed at its first use, which may have been for a local
+  # path; clear that cache.
   getattr(getattr(gpath, "_is_tf_installed", None), "cache_clear", lambda: None)()
-  # gcsfs would ask over gRPC whether a bucket is of a newer, faster kind; no such one was tried.
+  # gcsfs would ask over gRPC whether a bucket is of a newer, faster kind, which was never tried.
   os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
-  # tensorstore and the other hosts write too: what was listed a moment ago is not what is there.
+  # tensorstore and the other hosts write too, so a listing of a moment ago may be out of date.
   fsspec.config.conf.setdefault("gs", {}).setdefault("use_listings_cache", False)
 
 
@@ -65,7 +66,7 @@ def local_path(flag: str, path: str | os.PathLike) -> pathlib.Path:
   """Makes the path of an output for people, which is never written into a bucket.
 
   Raises:
-    UserError: it is no folder or file of a file system.
+    UserError: the path is not one of a file system.
   """
   if "://" in os.fspath(path):
     raise UserError(f"{flag}={path} must be a local path; copy it there afterwards")
@@ -73,15 +74,16 @@ def local_path(flag: str, path: str | os.PathLike) -> pathlib.Path:
 
 
 def is_bucket(folder: Folder) -> bool:
-  """Whether a path is of a bucket."""
+  """Whether a path lies in a bucket."""
   return os.fspath(folder).startswith("gs://")
 
 
 def check_access(run: Folder) -> None:
-  """Tries in a bucket what training will do there, before hours of it; nothing for a folder.
+  """Tries in a bucket what training will do there later; does nothing for a folder.
 
   Raises:
-    UserError: an object cannot be written, listed or deleted there, or the bucket not described.
+    UserError: an object cannot be written, listed or deleted there, or the bucket cannot be
+      described.
   """
   if not is_bucket(run):
     return
@@ -94,7 +96,7 @@ def check_access(run: Folder) -> None:
     probe.upload_from_string(b"")
     found = [blob.name for blob in bucket.list_blobs(prefix=probe.name)]
     probe.delete()
-  except Exception as error:  # of four packages
+  except Exception as error:  # four packages can raise here, each with errors of its own
     reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200].rstrip(".")
     raise UserError(
       f"--workdir={run} cannot be used: {reason}. Training writes, lists and deletes there and "
@@ -103,7 +105,10 @@ def check_access(run: Folder) -> None:
       "gcloud auth application-default login"
     ) from error
   if not found:
-    raise UserError(f"--workdir={run}: what is written there is not listed; try another bucket")
+    raise UserError(
+      f"--workdir={run}: a file written to this folder does not appear when the folder is listed; "
+      "use another bucket"
+    )
 
 
 def write_text(path: Folder, text: str) -> None:
@@ -117,7 +122,7 @@ def write_text(path: Folder, text: str) -> None:
 
 
 def move(source: Folder, target: Folder) -> None:
-  """Moves a folder to where nothing is; in a bucket one object after the other."""
+  """Moves a folder to a place where there is nothing yet; in a bucket, object by object."""
   if is_bucket(source):
     fsspec.filesystem("gcs").mv(os.fspath(source), os.fspath(target), recursive=True)
   else:

@@ -1,4 +1,4 @@
-"""When things are due, and how fast the training goes."""
+"""Says when logging, scoring and saving are due, and how fast the training goes."""
 
 import time
 from collections.abc import Iterator
@@ -13,19 +13,19 @@ from sr_jax.runs.settings import Config
 
 
 class Due(NamedTuple):
-  """What is to be done after a step."""
+  """Says what is to be done after a step."""
 
   log: bool
   score: bool
   save: bool
 
 
-class Schedule:
+class Calendar:
   """Says after each step what is due; after the last step, everything is.
 
   Args:
     config: the recipe.
-    score: whether there are images to score.
+    score: whether there are held-out images to score.
   """
 
   def __init__(self, config: Config, *, score: bool):
@@ -33,7 +33,11 @@ class Schedule:
     self.saved()
 
   def due(self, step: int) -> Due:
-    """All processes must ask at every step, since the clock's answer is a message."""
+    """Says what is due after a step.
+
+    All processes must ask after every step, because the answer by the clock is a message from
+    process 0.
+    """
     config, last = self._config, step == self._config.total_steps
     log = last or _every(config.log.every_steps, step)
     score = self._score and (last or _every(config.eval.every_steps, step))
@@ -45,10 +49,10 @@ class Schedule:
     self._since = time.monotonic()
 
   def _minutes_due(self, *, ask: bool) -> bool:
-    """Whether a checkpoint by the clock is due.
+    """Whether a checkpoint is due by the clock.
 
-    All processes must save the same step, so process 0's clock counts; and since its answer is a
-    message, many processes ask only where `ask` says so.
+    All processes must save the same step, so the clock of process 0 decides. Since its answer is a
+    message, several processes ask for it only at the steps where `ask` is true.
     """
     minutes = self._config.checkpoint.every_minutes
     due = bool(minutes) and time.monotonic() - self._since >= 60 * minutes
@@ -58,12 +62,12 @@ class Schedule:
 
 
 def _every(steps: int, step: int) -> bool:
-  """Whether what is due every so many steps is due at this one; 0 steps mean never."""
+  """Whether something that is due every `steps` steps is due at `step`; with 0 it never is."""
   return bool(steps) and step % steps == 0
 
 
 class Progress:
-  """Counts steps, seconds, and seconds of waiting for data, without evaluation and saving."""
+  """Counts steps, seconds, and seconds of waiting for data; evaluation and saving are left out."""
 
   def __init__(self, start: int, total: int, batch_size: int):
     self._total, self._batch_size = total, batch_size
@@ -84,7 +88,7 @@ class Progress:
     return batch
 
   def report(self, step: int) -> dict[str, float]:
-    """Returns the rates since the last report and starts anew; {} where no step was counted."""
+    """Returns the rates since the last report and starts anew; {} if no step was counted."""
     if step == self._step:
       return {}
     seconds = time.monotonic() - self._since

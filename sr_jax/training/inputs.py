@@ -1,4 +1,4 @@
-"""Where the batches come from: tf.data, or images that live on the devices."""
+"""Opens the input of the training: tf.data, or images that live on the devices."""
 
 import itertools
 from collections.abc import Iterator
@@ -24,6 +24,11 @@ def open_batches(
     that. With tf.data the iterator has global batches {'lr', 'hr'} from `start_step` on, sharded
     over the mesh, and the function is None. Where the images live on the devices, the iterator has
     their arrays, the same for each step.
+
+  Raises:
+    UserError: `data.input` is unknown, the images do not fit in the devices' memory, an image is
+      smaller than the crop, or hosts or devices cannot share the batch evenly.
+    MissingPackageError: `data.input` is 'tf', and TensorFlow is not installed.
   """
   arguments = dict(
     batch_size=config.data.batch_size,

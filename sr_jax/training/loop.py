@@ -1,4 +1,4 @@
-"""One stage, step by step."""
+"""Trains one stage, step by step."""
 
 import contextlib
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from sr_jax.machine.stop import Stop
 from sr_jax.runs import checkpoint
 from sr_jax.runs import logs
 from sr_jax.runs.settings import write_config
-from sr_jax.training.clock import Progress, Schedule
+from sr_jax.training.clock import Calendar, Progress
 from sr_jax.training.inputs import open_batches
 from sr_jax.training.scores import evaluate_state
 from sr_jax.training.stage import Found, Images, Stage, start_state
@@ -21,14 +21,18 @@ from sr_jax.training.step import make_train_step
 
 
 class NotFiniteError(UserError, FloatingPointError):
-  """A loss or a gradient is not finite."""
+  """The error of a run whose loss or gradient is not finite."""
 
 
 def train_stage(stage: Stage, found: Found, images: Images, stop: Stop) -> str:
-  """Trains one stage, from its checkpoint where there is one.
+  """Trains one stage, from its checkpoint if there is one.
 
   Returns:
-    '' at its last step, or what stopped it before.
+    '' once the last step is done, or what stopped the stage before that.
+
+  Raises:
+    UserError: the input cannot be opened, see `inputs.open_batches`.
+    NotFiniteError: a loss or a gradient is not finite.
   """
   config, run, mesh = stage.config, stage.run, stage.mesh
   run.mkdir(parents=True, exist_ok=True)
@@ -44,14 +48,14 @@ def train_stage(stage: Stage, found: Found, images: Images, stop: Stop) -> str:
     at_the_end.callback(manager.close)  # waits for what is being written
 
     batches, cut = open_batches(config, images.train, start, mesh)
-    train_step = make_train_step(**found.step, cut=cut)
+    train_step = make_train_step(**found.step_arguments, cut=cut)
     vgg_params = found.vgg and jax.device_put(found.vgg.params, sharding.replicated(mesh))
     say_what_begins(stage, images)
-    schedule = Schedule(config, score=bool(images.test))
+    calendar = Calendar(config, score=bool(images.test))
     progress = Progress(start, total, config.data.batch_size)
     journal = Journal(writer, progress)
 
-    if start and schedule.due(start).score and not stage.has_scores:  # its scoring was stopped
+    if start and calendar.due(start).score and not stage.has_scores:  # a signal stopped its scoring
       scores = evaluate_state(stage, images.test, state, writer, start, stop)
       if scores is None:
         return stop.reason
@@ -60,8 +64,8 @@ def train_stage(stage: Stage, found: Found, images: Images, stop: Stop) -> str:
       state, metrics = train_step(state, progress.wait_for(batches), vgg_params)
       if step == start + 1:
         progress.compiled(step, metrics)
-      journal.write()  # of the step before, now that this one is on its way
-      due = schedule.due(step)
+      journal.write()  # the metrics of the step before, now that this one is on its way
+      due = calendar.due(step)
       if due.log:
         journal.keep(step, metrics)
       stopped = stop()
@@ -77,7 +81,7 @@ def train_stage(stage: Stage, found: Found, images: Images, stop: Stop) -> str:
       if due.save or stopped:
         writer.sync()
         checkpoint.save(manager, state, extra={**record, "scores": scores}, metrics=scores)
-        schedule.saved()
+        calendar.saved()
       progress.resume(step)
       if stopped:
         return stopped
@@ -97,7 +101,7 @@ def say_what_begins(stage: Stage, images: Images) -> None:
 class Journal:
   """Writes and prints the metrics of a step, one step later.
 
-  To read them at once would leave the device without work until the next step is sent.
+  Reading them at once would leave the device without work until the next step is sent.
   """
 
   def __init__(self, writer: logs.Writer, progress: Progress):
@@ -107,7 +111,7 @@ class Journal:
     self._kept = step, metrics
 
   def write(self) -> None:
-    """Writes what was kept, and stops the run where it is not finite."""
+    """Writes the metrics that were kept; raises NotFiniteError if one of them is not finite."""
     if self._kept is None:
       return
     (step, metrics), self._kept = self._kept, None
@@ -131,7 +135,7 @@ def check_finite(step: int, metrics: Mapping[str, Any]) -> None:
   """Stops a run whose numbers are not finite, before it saves them over good ones.
 
   Raises:
-    NotFiniteError: names what is not finite.
+    NotFiniteError: a number is not finite; the error names all that are not.
   """
   lost = [name for name, value in sorted(metrics.items()) if not np.isfinite(value)]
   if lost:

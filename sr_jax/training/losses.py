@@ -1,11 +1,12 @@
-"""Every loss of the SRGAN and ESRGAN papers, each a pure function of arrays.
+"""The losses of the SRGAN and ESRGAN papers and some others, each a pure function of arrays.
 
 Images are [N, H, W, C] float in [0, 1]. `real` and `fake` are discriminator *logits* of any shape
 [N, ...]; every adversarial loss is `(real, fake) -> scalar`, with means over all elements, so that
 under `jit` with the batch sharded over devices each mean is over the global batch. All losses are
 computed and returned in float32.
 
-The weights of the losses are set by recipes (configs/) and applied by `step.make_train_step`.
+Recipes (configs/) set the weights of the losses; `terms.make_losses` weights and sums them. The
+Charbonnier, LSGAN and hinge losses are from other papers, which their docstrings name.
 """
 
 from collections.abc import Callable, Mapping
@@ -35,8 +36,8 @@ def l1_loss(sr: jax.Array, hr: jax.Array) -> jax.Array:
 def mse_loss(sr: jax.Array, hr: jax.Array) -> jax.Array:
   """Mean squared error (SRGAN, eq. 4).
 
-  SRGAN computes it on images in [-1, 1]; on [0, 1], as here, the value is a quarter of that, which
-  `configs/srresnet.py` makes up for with a weight of 4.
+  SRGAN computes it on images in [-1, 1]. Here they are in [0, 1], and the value is a quarter of
+  SRGAN's, for which `configs/srresnet.py` compensates with a weight of 4.
 
   Args:
     sr: [N, H, W, C], any range.
@@ -54,7 +55,8 @@ def charbonnier_loss(sr: jax.Array, hr: jax.Array, eps: float = 1e-6) -> jax.Arr
   Args:
     sr: [N, H, W, C], any range.
     hr: the same shape.
-    eps: where the parabola turns into |d|, in units of the images; BasicSR's.
+    eps: the |d| at which the parabola turns into |d|, in units of the images; the default is
+      BasicSR's.
 
   Returns:
     Scalar float32, in units of the images.
@@ -65,8 +67,8 @@ def charbonnier_loss(sr: jax.Array, hr: jax.Array, eps: float = 1e-6) -> jax.Arr
 def tv_loss(sr: jax.Array) -> jax.Array:
   """Total variation: the mean length of the image's gradient (SRGAN, section 2.2.1, arXiv v1).
 
-  Forward differences, zero at the last row and column. The square root is taken of d^2 + 1e-12:
-  its slope at a flat pixel is otherwise infinite.
+  The gradient is made of forward differences, zero at the last row and column. The square root is
+  taken of d^2 + 1e-12, because its slope at a flat pixel would otherwise be infinite.
 
   Args:
     sr: [N, H, W, C].
@@ -100,18 +102,21 @@ def perceptual_loss(
   `conv5_4` before it (ESRGAN). No gradient flows into `hr`.
 
   Args:
-    vgg_params: as `vgg_weights.load_vgg` returns them.
+    vgg_params: the parameters that `vgg_weights.load_vgg` returned.
     sr: [N, H, W, 3] in [0, 1].
     hr: the same shape.
     layers: {layer: weight}.
     scales: {layer: factor}; the features are multiplied by it before the criterion, so an L2
       criterion sees its square. SRGAN's 1/12.75 and `vgg.magnitude_factor` come in here.
     criterion: `l1_loss` (ESRGAN) or `mse_loss` (SRGAN).
-    dtype: of the convolutions; the criterion is computed in float32.
-    kernels: how to compute them; of `choose.choose`.
+    dtype: the dtype of VGG's convolutions; the criterion is computed in float32.
+    kernels: how to compute these convolutions, as `choose.choose` returns it.
 
   Returns:
     Scalar float32.
+
+  Raises:
+    UserError: this VGG does not have one of the layers.
   """
   names = tuple(layers)
   of_sr, of_hr = (
@@ -153,7 +158,7 @@ def vanilla_discriminator_loss(real: jax.Array, fake: jax.Array) -> jax.Array:
     fake: logits of SR images, [N, ...].
 
   Returns:
-    Scalar float32, nats: both terms added, no 1/2.
+    Scalar float32, nats: both terms are added, without a factor of 1/2.
   """
   return _mean_softplus(-_float(real)) + _mean_softplus(_float(fake))
 
@@ -234,8 +239,8 @@ def ragan_generator_loss(real: jax.Array, fake: jax.Array) -> jax.Array:
 def ragan_discriminator_loss(real: jax.Array, fake: jax.Array) -> jax.Array:
   """Relativistic average GAN loss of the discriminator (ESRGAN, eq. 1).
 
-  The generator's loss with the roles exchanged: both terms added, no 1/2, gradients through both
-  means.
+  It is the generator's loss with the roles exchanged: both terms are added, without a factor of
+  1/2, and gradients flow through both means.
 
   Args:
     real: logits of HR images, [N, ...], N the global batch.
@@ -248,10 +253,10 @@ def ragan_discriminator_loss(real: jax.Array, fake: jax.Array) -> jax.Array:
 
 
 def ragan_detached_discriminator_loss(real: jax.Array, fake: jax.Array) -> jax.Array:
-  """`ragan_discriminator_loss` with no gradient through the two means.
+  """Returns `ragan_discriminator_loss`, but no gradient flows through the two means.
 
-  The authors' released code detaches them, to do two backward passes under data parallelism. The
-  value is the same, the gradient is not: it is not the gradient of eq. 1.
+  The authors' released code detaches them, so that it can do two backward passes under data
+  parallelism. The value is the same, but its gradient is not that of eq. 1.
 
   Args:
     real: logits of HR images, [N, ...], N the global batch.
@@ -286,7 +291,7 @@ def _float(logits: jax.Array) -> jax.Array:
 
 
 def _difference(sr: jax.Array, hr: jax.Array) -> jax.Array:
-  if sr.shape != hr.shape:  # subtraction would broadcast in silence
+  if sr.shape != hr.shape:  # subtraction would broadcast silently
     raise UserError(f"sr {sr.shape} and hr {hr.shape} must have the same shape")
   return sr.astype(jnp.float32) - hr.astype(jnp.float32)
 

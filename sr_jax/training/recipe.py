@@ -17,7 +17,7 @@ from sr_jax.runs.state import TrainState, create_train_state
 from sr_jax.training import losses
 from sr_jax.training import schedules
 from sr_jax.training.step import make_optimizer
-from sr_jax.training.terms import Adversarial, Perceptual, existing
+from sr_jax.training.terms import TERMS, Adversarial, Perceptual, nonzero_weights
 
 
 class Networks(NamedTuple):
@@ -106,11 +106,10 @@ def step_arguments(
       steps_per_generator_step=config.discriminator.steps_per_generator_step,
       replicas=look_up("adversarial.scope", scopes, config.adversarial.scope),
     )
-  names = ("pixel", "perceptual", "adversarial", "tv")
   return dict(
     generator=networks.generator,
     discriminator=networks.discriminator,
-    weights=existing({name: config[name].weight for name in names}),
+    weights=nonzero_weights({term: config[term].weight for term in TERMS}),
     pixel_loss=look_up("pixel.loss", losses.PIXEL, config.pixel.loss),
     perceptual=make_perceptual(config, weights, networks.kernels) if weights else None,
     adversarial=adversarial,

@@ -1,7 +1,7 @@
-"""Training, read from top to bottom: from a configuration to a finished run.
+"""Trains a run from its configuration to its end; read it from top to bottom.
 
 A run of two stages (SRGAN, ESRGAN) holds its first stage as a complete run in RUN/psnr. The same
-call resumes in whichever stage it was and does nothing where both are finished.
+call resumes the stage that the run was in, and does nothing if both are finished.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from sr_jax.runs import logs
 from sr_jax.runs.settings import Config, flat
 from sr_jax.runs import storage
 from sr_jax.training.loop import train_stage
-from sr_jax.training.stage import find, load_model, open_stage, pack_images
+from sr_jax.training.stage import find, read_start_model, open_stage, pack_images
 
 
 def train_and_evaluate(
@@ -28,16 +28,19 @@ def train_and_evaluate(
   """Trains a recipe, or resumes it.
 
   Args:
-    config: of configs/; not changed.
-    workdir: folder of the run, or gs://BUCKET/RUN; the same for all processes.
-    stop: notices signals; the run then saves its step and returns.
+    config: a recipe of configs/; it is not changed.
+    workdir: the run's folder, or gs://BUCKET/RUN; the same for all processes.
+    stop: notices signals, after which the run saves its step and returns; by default none are
+      noticed.
 
   Returns:
-    '' where the run is finished, or what stopped it before.
+    '' if the run is finished, or what stopped it before.
 
   Raises:
-    UserError: settings do not fit, or data or weights are not there; says how to mend each.
-    NotFiniteError: a loss is not finite.
+    UserError: settings do not fit together, data or weights are missing, or the processes differ;
+      the error says how to mend each.
+    NotFiniteError: a loss or a gradient is not finite.
+    TimeoutError: a process did not come; the error names it.
   """
   run, stop = storage.run_folder(workdir), stop or Stop()
   check_same("the same command and code", preflight_facts(config))
@@ -65,19 +68,19 @@ def train_and_evaluate(
   images = list(map(pack_images, stages, found))
   check_same("the same images, weights and checkpoints", {
     f"{stage.run.name}/{what}": value
-    for stage, weights, pictures in zip(stages, found, images, strict=True)
+    for stage, inputs, pictures in zip(stages, found, images, strict=True)
     for what, value in {
       "step": stage.step,
       "images": [len(pictures.train.names), pictures.train.digest],
       "test images": [image.name for image in pictures.test],
-      **weights.facts(),
+      **inputs.facts(),
     }.items()
   }, seconds=SLOWER_SECONDS)  # fmt: skip
-  for stage, weights, pictures in zip(stages, found, images, strict=True):
+  for stage, inputs, pictures in zip(stages, found, images, strict=True):
     if stage is main and from_first:
-      weights = weights._replace(model=load_model(main, str(run / "psnr")))
-      check_same("the same first stage", weights.facts())
-    stopped = train_stage(stage, weights, pictures, stop)
+      inputs = inputs._replace(model=read_start_model(main, str(run / "psnr")))
+      check_same("the same first stage", inputs.facts())
+    stopped = train_stage(stage, inputs, pictures, stop)
     if not stopped and stage is not main:  # a signal came after the stage's last step
       everyone = meet(f"end of {stage.run.name}", stop.pending)
       stopped = next(filter(None, everyone), "")
@@ -88,9 +91,9 @@ def train_and_evaluate(
 
 
 def preflight_facts(config: Config) -> dict[str, Any]:
-  """What must be equal on all hosts before they compile: settings, code, packages.
+  """Returns what must be equal on all hosts before they compile: settings, code, packages.
 
-  Paths may differ: each host may have the data elsewhere, and their content is compared later.
+  Paths are left out, since each host may have the data elsewhere; the content is compared later.
   """
   paths = ("source", "lr_source", "cache_dir", "weights", "init_from")
   fields = flat(json.loads(json.dumps(config.to_dict())))

@@ -1,7 +1,7 @@
-"""Learning rates as functions of the step, the number of updates already done.
+"""Learning rates as functions of the step, which is the number of updates already done.
 
-They are functions of the run's step and not of the optimizer's own count, so that a generator that
-waits for its discriminator still follows the recipe's schedule.
+They depend on the run's step and not on the optimizer's own count, so that a generator that waits
+for its discriminator still follows the recipe's schedule.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,20 +15,20 @@ Schedule = Callable[[jax.Array], jax.Array]
 
 
 def constant(*, base: float) -> Schedule:
-  """The same learning rate at every step."""
+  """Makes a schedule with the same learning rate at every step."""
   return lambda step: jnp.full(jnp.shape(step), base, jnp.float32)
 
 
 def multi_step(*, base: float, milestones: Sequence[int], gamma: float) -> Schedule:
-  """Multiplies by gamma at each milestone (ESRGAN section 4.1; SRGAN section 3.2).
+  """Multiplies the rate by gamma at each milestone (ESRGAN section 4.1; SRGAN section 3.2).
 
-  A milestone of 200000 holds from update 200001 on, the first with 200000 updates behind it: this
-  is also what BasicSR's scheduler does, which steps before every iteration but the first.
+  A milestone of 200000 applies from update 200001 on, the first that has 200000 updates behind it.
+  So does BasicSR's scheduler, which steps before every iteration but the first.
 
   Args:
-    base: learning rate before the first milestone.
-    milestones: in steps.
-    gamma: factor at each.
+    base: the learning rate before the first milestone.
+    milestones: the steps at which the rate changes.
+    gamma: the factor at each milestone.
   """
   boundaries = jnp.asarray(milestones, jnp.int32).reshape(-1)
 
@@ -47,9 +47,12 @@ def cosine_restarts(*, base: float, periods: Sequence[int], eta_min: float) -> S
   the last period it stays at eta_min.
 
   Args:
-    base: learning rate at the start of each period.
-    periods: lengths in steps.
-    eta_min: learning rate at the end of each period.
+    base: the learning rate at the start of each period.
+    periods: the lengths of the periods in steps.
+    eta_min: the learning rate at the end of each period.
+
+  Raises:
+    UserError: there is no period, or one is shorter than a step.
   """
   if not periods or min(periods) < 1:
     raise UserError(f"periods={tuple(periods)} must be positive step counts, one or more")
@@ -74,10 +77,18 @@ def make_schedule(
   periods: Sequence[int] = (),
   eta_min: float = 0.0,
 ) -> Schedule:
-  """Makes the schedule that a recipe's `learning_rate` names; the rest are its arguments.
+  """Makes the schedule that a recipe's `learning_rate.schedule` names.
+
+  Args:
+    schedule: 'constant', 'multi_step' or 'cosine_restarts'.
+    base: the learning rate that the schedule starts with.
+    milestones: an argument of `multi_step`.
+    gamma: an argument of `multi_step`.
+    periods: an argument of `cosine_restarts`.
+    eta_min: an argument of `cosine_restarts`.
 
   Raises:
-    UserError: there is no schedule of that name.
+    UserError: there is no schedule of that name, or its arguments do not fit.
   """
   if schedule == "constant":
     return constant(base=base)

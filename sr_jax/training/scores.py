@@ -1,4 +1,4 @@
-"""Scores of the averaged weights, during training."""
+"""Scores the averaged weights during training."""
 
 import itertools
 from collections.abc import Sequence
@@ -24,12 +24,17 @@ def evaluate_state(
   step: int,
   stop: Stop,
 ) -> dict[str, float] | None:
-  """Scores the averaged weights, each process its share of the images, and writes the scores.
+  """Scores the averaged weights and writes the scores; each process scores a share of the images.
 
   Returns:
-    The means, equal on all processes; None, with nothing written, where a signal came.
+    The means, equal on all processes; None, with nothing written, if a signal came meanwhile.
+
+  Raises:
+    TimeoutError: a process did not come; the error names it.
   """
-  upscale = upscaler.make_upscaler(stage.networks.generator, jax.device_get(state.ema_variables))
+  device = stage.mesh.local_devices[0]
+  variables = jax.device_get(state.ema_variables)
+  upscale = upscaler.make_upscaler(stage.networks.generator, variables, device=device)
   grids = {}
 
   def keep(image, srs, scores):

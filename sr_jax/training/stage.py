@@ -1,6 +1,6 @@
-"""A stage before its first step: `open_stage`, `find`, `pack_images` and `start_state` in turn.
+"""Prepares a stage for its first step: `open_stage`, `find`, `pack_images`, `start_state` in turn.
 
-Each of them returns a part of what the stage needs, which is complete when it is made.
+Each of them returns one part of what the stage needs, complete when it is made.
 """
 
 from typing import Any, NamedTuple
@@ -30,15 +30,15 @@ from sr_jax.training import recipe
 
 
 class Stage(NamedTuple):
-  """A stage's settings, its networks, and its checkpoint where there is one.
+  """A stage's settings, its networks, and its checkpoint if there is one.
 
   Attributes:
     config: the recipe.
-    run: folder of its run.
-    mesh: that it trains on.
-    networks: that it trains.
-    abstract: shapes of its state.
-    restored: the state and the record that it goes on from, or None.
+    run: the folder of the stage's run.
+    mesh: the mesh to train on.
+    networks: the networks to train.
+    abstract: the shapes of the training state.
+    restored: the state and the record of the checkpoint to go on from; None without a checkpoint.
   """
 
   config: Config
@@ -50,7 +50,7 @@ class Stage(NamedTuple):
 
   @property
   def step(self) -> int:
-    """The step that it goes on from."""
+    """The step that the stage goes on from."""
     return int(self.restored[0].step) if self.restored else 0
 
   @property
@@ -64,6 +64,7 @@ class Stage(NamedTuple):
 
   @property
   def finished(self) -> bool:
+    """Whether the last step is done and, if there are images to score, scored."""
     # A signal may have stopped the run when only the scores of the last step were missing.
     scored = self.has_scores or not self.config.eval.source
     return self.restored is not None and self.step >= self.config.total_steps and scored
@@ -73,23 +74,23 @@ class Found(NamedTuple):
   """What a stage trains on and starts from.
 
   Attributes:
-    source: of the training images.
-    test_source: of the images that are scored, or None.
-    vgg: weights of the perceptual term, or None.
-    step: arguments of `make_train_step`.
-    model: that the generator starts from, or None.
-    discriminator: that the discriminator starts from, or None.
+    source: the training images.
+    test_source: the images to score, or None.
+    vgg: the weights of the perceptual term, or None.
+    step_arguments: the arguments of `make_train_step`, all but `cut`.
+    model: the model that the generator starts from, or None.
+    discriminator: the model that the discriminator starts from, or None.
   """
 
   source: Source
   test_source: Source | None
   vgg: vgg_weights.VGG | None
-  step: dict[str, Any]
+  step_arguments: dict[str, Any]
   model: Model | None
   discriminator: Model | None
 
   def facts(self) -> dict[str, Any]:
-    """What must be equal on all hosts, or their replicas would drift apart."""
+    """Returns what must be equal on all hosts, or their replicas would drift apart."""
     return {
       "config.init_from": self.model and self.model.info["digest"],
       "config.discriminator.init_from": self.discriminator and self.discriminator.info["digest"],
@@ -98,7 +99,7 @@ class Found(NamedTuple):
 
 
 class Images(NamedTuple):
-  """Decoded images: to train on, and to score."""
+  """The decoded images, those to train on and those to score."""
 
   train: Pack
   test: list[TestImage]
@@ -109,11 +110,12 @@ def open_stage(config: Config, run: storage.Folder, mesh: jax.sharding.Mesh | No
 
   Args:
     config: the recipe.
-    run: folder of its run; need not exist.
-    mesh: to train on; by default all devices.
+    run: the folder of the stage's run, which need not exist.
+    mesh: the mesh to train on; by default it has all devices.
 
   Raises:
-    UserError: settings do not fit; says how to mend each.
+    UserError: settings do not fit together, or a checkpoint does not fit them; the error says how
+      to mend it.
   """
   mesh = mesh or sharding.create_mesh()
   sharding.check_batch_size(config.data.batch_size, config.optimizer.accumulate_steps, mesh)
@@ -138,7 +140,7 @@ def find(stage: Stage) -> tuple[Found | None, list[str]]:
   """Finds data and weights, and turns the recipe's settings into functions.
 
   Returns:
-    What was found, and []. Or None, and what is missing or wrong, each with its remedy.
+    What was found, and []; or None, and a list of what is missing or wrong, each with its remedy.
   """
   config, problems = stage.config, []
   data, scale = config.data, config.scale
@@ -157,9 +159,9 @@ def find(stage: Stage) -> tuple[Found | None, list[str]]:
     step = recipe.step_arguments(config, stage.networks, stage.mesh, weights)
     model = discriminator = None
     if stage.restored is None and config.init_from:
-      model = load_model(stage, config.init_from)
+      model = read_start_model(stage, config.init_from)
     if stage.restored is None and config.discriminator.init_from and stage.networks.discriminator:
-      discriminator = load_discriminator(stage, config.discriminator.init_from)
+      discriminator = read_start_discriminator(stage, config.discriminator.init_from)
     return weights, step, model, discriminator
 
   source = attempt(open_source, data.source, data.lr_source)
@@ -168,22 +170,37 @@ def find(stage: Stage) -> tuple[Found | None, list[str]]:
   return (None, problems) if problems else (Found(source, test_source, *rest), [])
 
 
-def load_model(stage: Stage, path: str) -> Model:
-  """Reads the model to start from, and checks that it is this network."""
+def read_start_model(stage: Stage, path: str) -> Model:
+  """Reads the model to start from, and checks that it is this network.
+
+  Raises:
+    FileNotFoundError: there is nothing at this path.
+    UserError: it is another network.
+  """
   model = read_model(path)
   trees.check_same_shapes({"config.generator": stage.abstract.ema_variables, path: model.variables})
   return model
 
 
-def load_discriminator(stage: Stage, path: str) -> Model:
-  """Reads the discriminator to start from, and checks that it is this network."""
+def read_start_discriminator(stage: Stage, path: str) -> Model:
+  """Reads the discriminator to start from, and checks that it is this network.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    UserError: it is another network.
+  """
   model, ours = read_discriminator(path), stage.abstract.discriminator
   trees.check_same_shapes({"config.discriminator": ours.variables, path: model.variables})
   return model
 
 
 def pack_images(stage: Stage, found: Found) -> Images:
-  """Decodes the images that are not in the cache yet."""
+  """Decodes the images that are not in the cache yet.
+
+  Raises:
+    UserError: too many images are unusable, or LR images do not fit.
+    OSError: there is not enough room on the disk.
+  """
   config, scale = stage.config, stage.config.scale
   cache = config.data.cache_dir
   train = packing.build_pack(found.source, scale, cache, min_hr=config.data.hr_patch)
@@ -197,7 +214,7 @@ def pack_images(stage: Stage, found: Found) -> Images:
 def start_state(stage: Stage, found: Found, images: Images) -> tuple[TrainState, dict[str, Any]]:
   """Returns the state to train from, and the record of where it comes from.
 
-  The state is the checkpoint's, or one at step 0 that is fresh or starts from a model.
+  The state is that of the checkpoint. Without one it is a state at step 0, fresh or from a model.
   """
   run, digest = stage.run, images.train.digest
   if stage.restored:
@@ -215,7 +232,7 @@ def start_state(stage: Stage, found: Found, images: Images) -> tuple[TrainState,
     info, variables = found.model.info, found.model.variables
     logs.say(f"{run}: starting from the model {info['digest']}")
     ancestry = [info["digest"], *info["ancestry"]]
-  # LLVM's costly optimizations take most of the time to compile, and changed no bit on AVX-512.
+  # LLVM's costly optimizations take most of the compile time, and changed no bit on AVX-512.
   on_cpus = stage.mesh.devices.flat[0].platform == "cpu"
   create = jax.jit(
     lambda *variables: recipe.create_state(stage.config, stage.networks, *variables),

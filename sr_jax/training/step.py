@@ -73,6 +73,8 @@ def make_train_step(
 ) -> TrainStep:
   """Makes the jitted, donated, mesh-sharded update.
 
+  More than half of these lines say what its many arguments are; the step itself is one sequence.
+
   Args:
     generator: LR image in, SR image out.
     discriminator: logits, or None where `adversarial` has no weight.
@@ -122,13 +124,12 @@ def make_train_step(
     steps = accumulate_steps
     if d is None and not g.batch_stats:
       # Nothing looks at the batch as a whole, so it may be computed in parts.
-      steps = max(steps, choose.parts(lr.shape, generator.kernels.pixels))
+      steps = max(steps, choose.batch_parts(lr.shape, generator.kernels.pixels))
     (grads_g, grads_d, metrics), (stats_g, stats_d) = gradients_of(
       steps, g.params, params_d, g.batch_stats, stats_d, lr, hr, vgg_params
     )
     rate = learning_rate(state.step)
     metrics |= {"learning_rate": rate, "grad_norm_g": optax.tree.norm(grads_g)}
-
     new_g = _update(optimizer_g, g, grads_g, rate, stats_g)
     decay = jnp.float32(ema_decay)
     if ema_warmup:
@@ -140,16 +141,10 @@ def make_train_step(
     if d is not None:
       metrics["grad_norm_d"] = optax.tree.norm(grads_d)
       new_d = _update(optimizer_d, d, grads_d, rate, stats_d)
-      if adversarial.warmup_steps or adversarial.steps_per_generator_step > 1:
-        turn = (state.step >= adversarial.warmup_steps) & (
-          (state.step + 1) % adversarial.steps_per_generator_step == 0
-        )
-        new_g, new_ema = jax.tree.map(
-          lambda new, old: jnp.where(turn, new, old), (new_g, new_ema), (g, state.ema_params)
-        )
+      new_g, new_ema = _in_turn(adversarial, state.step, (new_g, new_ema), (g, state.ema_params))
     return TrainState(state.step + 1, new_g, new_d, new_ema), metrics
 
-  images = split if cut is None else None  # None: sharded as they are
+  images = split if cut is None else None  # None leaves the arrays of all images where they are
   return jax.jit(
     train_step,
     donate_argnums=0,
@@ -199,6 +194,15 @@ def _accumulate(
   )
   grads_g, grads_d = jax.tree.map(lambda x: x / steps, total)
   return (grads_g, grads_d, jax.tree.map(jnp.mean, logs)), stats
+
+
+def _in_turn(adversarial: Adversarial, step: jax.Array, new: Any, old: Any) -> Any:
+  """The generator's new state in the steps where it is updated too, else its old one."""
+  warmup, every = adversarial.warmup_steps, adversarial.steps_per_generator_step
+  if not warmup and every == 1:
+    return new
+  turn = (step >= warmup) & ((step + 1) % every == 0)
+  return jax.tree.map(lambda new, old: jnp.where(turn, new, old), new, old)
 
 
 def _update(optimizer, net, grads, rate, batch_stats) -> NetState:

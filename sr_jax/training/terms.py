@@ -1,4 +1,4 @@
-"""The loss terms of one forward pass: what the generator and the discriminator are trained by.
+"""Computes the losses of one forward pass, by which generator and discriminator are trained.
 
 The equations are in `losses.py`; here they are weighted and summed.
 """
@@ -27,9 +27,9 @@ class Perceptual(NamedTuple):
   Attributes:
     layers: {layer: weight}.
     scales: {layer: factor of the features}.
-    criterion: of `losses.PIXEL`.
-    dtype: of VGG's convolutions.
-    kernels: how to compute them; of `choose.choose`.
+    criterion: a function of `losses.PIXEL`.
+    dtype: the dtype of VGG's convolutions.
+    kernels: how to compute these convolutions, as `choose.choose` returns it.
   """
 
   layers: Mapping[str, float]
@@ -43,12 +43,14 @@ class Adversarial(NamedTuple):
   """The adversarial term: how generator and discriminator play against each other.
 
   Attributes:
-    loss: a pair of `losses.ADVERSARIAL`.
-    discriminator_weight: factor of D's loss; Adam does not see it, gradient clipping does.
-    warmup_steps: D alone is updated in the first so many steps (BasicSR: net_d_init_iters).
-    steps_per_generator_step: G is updated in every n-th step (BasicSR: net_d_iters).
-    replicas: parts of the batch that each have their own RaGAN means, as data-parallel PyTorch
-      computes them, to compare with its results; 1 is the paper's mean over the global batch.
+    loss: a value of `losses.ADVERSARIAL`, the losses of both networks.
+    discriminator_weight: the factor of the discriminator's loss. Adam is invariant to this factor,
+      gradient clipping is not.
+    warmup_steps: the number of steps at the start in which only the discriminator is updated
+      (BasicSR: net_d_init_iters).
+    steps_per_generator_step: the generator is updated in every n-th step (BasicSR: net_d_iters).
+    replicas: into how many parts the batch is divided for RaGAN's means. Data-parallel PyTorch has
+      one part for each device; 1 is the paper's mean over the global batch.
   """
 
   loss: losses.AdversarialLoss
@@ -58,11 +60,11 @@ class Adversarial(NamedTuple):
   replicas: int = 1
 
 
-def existing(weights: Mapping[str, float]) -> dict[str, float]:
+def nonzero_weights(weights: Mapping[str, float]) -> dict[str, float]:
   """Returns the terms whose weight is not 0; the others are not computed.
 
   Raises:
-    UserError: a term that is none of TERMS, or no weight at all.
+    UserError: a term is none of TERMS, or every weight is 0.
   """
   weights = {name: weight for name, weight in weights.items() if weight}
   if unknown := set(weights) - set(TERMS):
@@ -82,17 +84,30 @@ def make_losses(
 ) -> Losses:
   """Makes the function of both networks' parameters whose gradients the step takes.
 
-  Args: as of `step.make_train_step`.
+  Args:
+    generator: the module from LR image to SR image.
+    discriminator: the module from image to logits; None without an adversarial term.
+    weights: {term: weight}, for terms of TERMS.
+    pixel_loss: a function of `losses.PIXEL`.
+    perceptual: the perceptual term, needed if its weight is not 0.
+    adversarial: the adversarial term, needed if its weight is not 0.
+
+  Returns:
+    The function; the comment at `Losses` says what it takes and returns.
 
   Raises:
-    UserError: a term has weight and nothing to compute it with.
+    UserError: a term is unknown, every weight is 0, or a term has a weight but what is needed to
+      compute it was not given.
   """
-  weights = existing(weights)
+  weights = nonzero_weights(weights)
   for term, needed in {"perceptual": perceptual, "adversarial": adversarial}.items():
     if term in weights and needed is None:
-      raise UserError(f"the {term} term has weight {weights[term]} but nothing defines it")
+      raise UserError(
+        f"loss weight {term}={weights[term]}, but `{term}` was not given; pass it to "
+        "make_train_step or set the weight to 0"
+      )
   if ("adversarial" in weights) != (discriminator is not None):
-    raise UserError("a discriminator and an adversarial weight come together or not at all")
+    raise UserError("give both a discriminator and an adversarial weight that is not 0, or neither")
 
   def compute_losses(params_g, params_d, stats_g, stats_d, lr, hr, vgg_params):
     sr, stats_g = _apply(generator, params_g, stats_g, lr)
@@ -128,7 +143,7 @@ def make_losses(
 
 
 def by_replica(loss: Callable[..., jax.Array], replicas: int) -> Callable[..., jax.Array]:
-  """The mean of a loss (real, fake) -> [] over equal parts of the batch, each on its own."""
+  """Makes the mean of a loss (real, fake) -> [] over equal parts of the batch, each on its own."""
   if replicas == 1:
     return loss
 

@@ -15,12 +15,16 @@ from sr_jax.kernels.choose import choose
 from sr_jax.networks.build import in_channels
 from sr_jax.networks.masking import zero_outside
 
+BASELINE = "bicubic"  # what everybody compares with; `--model bicubic` asks for it
 # uint8 LR [h, w, c] in, uint8 SR [h*s, w*s, c] out; c may be missing (grey).
 Upscaler = Callable[[np.ndarray], np.ndarray]
 
 
 def make_upscaler(
-  module: nn.Module, variables: Mapping[str, Any], run_engine: Upscaler | None = None
+  module: nn.Module,
+  variables: Mapping[str, Any],
+  run_engine: Upscaler | None = None,
+  device: jax.Device | None = None,
 ) -> Upscaler:
   """Makes a function that upscales images of any size with few compiled programs.
 
@@ -30,8 +34,10 @@ def make_upscaler(
 
   Args:
     module: a generator.
-    variables: of `read.load_model`.
-    run_engine: of `engines.open_engine`, instead of JAX; it takes images of any size as they are.
+    variables: its parameters and statistics, as `models.load_model` returns them.
+    run_engine: what `engines.open_engine` returned as `run`, instead of JAX; it takes images of any
+      size as they are.
+    device: to compute on; by default this process's first.
 
   Returns:
     uint8 [h, w, 3] -> uint8 [h*s, w*s, 3], [h, w] -> [h*s, w*s]. A model of one channel upscales
@@ -47,8 +53,9 @@ def make_upscaler(
       f"the model makes {module.out_channels} channels of {channels}; images have 3, grey ones 1"
     )
   if run_engine is None:
-    forward = make_forward(module)
-    variables = jax.device_put(variables)
+    device = device or jax.local_devices()[0]
+    forward = make_forward(module, device)
+    variables = jax.device_put(variables, device)
 
   def run(image: np.ndarray) -> np.ndarray:
     height, width = image.shape[:2]
@@ -80,12 +87,14 @@ def bicubic_upscaler(scale: int) -> Upscaler:
 
 
 @functools.lru_cache(maxsize=8)  # evaluation during training comes back with the same module
-def make_forward(module: nn.Module):
-  """Compiles (variables, uint8 [1, H, W, c], height, width) -> uint8, once a module and shape.
+def make_forward(module: nn.Module, device: jax.Device) -> Callable[..., jax.Array]:
+  """Makes the function that upscales on one device, by the kernels that are chosen for it.
 
-  By the kernels that are chosen for JAX's devices, whatever the module's own.
+  Returns:
+    (variables, uint8 [1, H, W, c], height, width) -> uint8 [1, H*s, W*s, out_channels], compiled
+    once for each H and W. Height and width say how much of the image is not padding.
   """
-  module = module.clone(kernels=choose(jax.devices(), module.dtype, module))
+  module = module.clone(kernels=choose([device], module.dtype, module))
 
   @functools.partial(jax.jit, compiler_options=dict(module.kernels.compiler_options))
   def forward(variables, padded, height, width):

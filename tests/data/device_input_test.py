@@ -3,6 +3,7 @@
 import collections
 import itertools
 import re
+import types
 
 import jax
 import jax.numpy as jnp
@@ -219,22 +220,24 @@ def test_the_pack_is_placed_where_it_fits():
   with pytest.raises(ValueError) as error:
     place(29 * 10**9, [device(24 * 10**9, 4 * 10**9)], "auto")
   assert str(error.value) == (
-    "29.0 GB of decoded images do not fit in the 10.0 GB that are for them on NVIDIA H100; "
+    "the decoded images need 29.0 GB, but only 10.0 GB of each NVIDIA H100 is available for them; "
     "read them from the disk with --config.data.input=tf"
   )
-  with pytest.raises(ValueError, match="nor do 14.5 GB on each of 2; .*--config.data.input=tf"):
+  with pytest.raises(ValueError, match=r"14.5 GB each if divided over 2\); .*data.input=tf"):
     place(29 * 10**9, [device(14 * 10**9)] * 2, "auto")
-  with pytest.raises(ValueError, match="29.0 GB .* 7.0 GB that are for them on NVIDIA H100; read"):
+  with pytest.raises(
+    ValueError, match="29.0 GB, but only 7.0 GB of each .* is available for them; read"
+  ):
     place(29 * 10**9, [device(14 * 10**9)] * 2, "replicated")
   with pytest.raises(ValueError, match="needs several devices"):
     place(1, [device(14 * 10**9)], "sharded")
 
 
 def test_a_pack_that_does_not_fit_is_refused_before_it_is_copied(pack, monkeypatch):
-  monkeypatch.setattr(device_input, "_free_bytes", lambda _: pack.hr.size + pack.lr.size - 1)
-  monkeypatch.setattr(device_input, "_put_segments", None)
-  with pytest.raises(ValueError, match="do not fit .*--config.data.input=tf"):
-    batches(pack, 1)
+  monkeypatch.setattr(device_input, "free_bytes", lambda _: pack.hr.size + pack.lr.size - 1)
+  pixels = {key: types.SimpleNamespace(size=getattr(pack, key).size) for key in ("lr", "hr")}
+  with pytest.raises(ValueError, match="decoded images need .*--config.data.input=tf"):
+    batches(pack._replace(**pixels), 1)  # which have a size and nothing to copy
 
 
 def test_mistakes_are_named(pack, batch_sharding):

@@ -172,7 +172,7 @@ def test_lr_images_that_do_not_fit_are_all_named(tmp_path):
     write_image(tmp_path / "HR" / f"{i}.png", photograph(i, 32, 40))
     write_image(tmp_path / "LR" / f"{i}.png", photograph(i, height, 10))
   source = sources.open_source(str(tmp_path / "HR"), str(tmp_path / "LR"))
-  with pytest.raises(ValueError, match="must be HR / 4 in size") as error:
+  with pytest.raises(ValueError, match="size of its HR image divided by 4") as error:
     packing.build_pack(source, 4, str(tmp_path / "cache"))
   assert str(error.value).splitlines()[1:] == [
     "  1.png: HR 40x32, LR 10x9",

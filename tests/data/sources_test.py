@@ -116,7 +116,9 @@ def test_sets_are_merged(tmp_path, caplog):
   assert source.load(4)[0].shape == (24, 24, 3) and source.load(4)[1] is None
   assert source.size(4) == (24, 24)
   assert source.fingerprint != sources.open_source(f"{tmp_path}/y,{tmp_path}/x").fingerprint
-  with pytest.raises(ValueError, match="names of their own, not birds, birds"):
+  with pytest.raises(
+    ValueError, match="must have different names, but these are called birds, birds; .* rename"
+  ):
     sources.open_source(f"{tmp_path}/birds,{tmp_path}/birds")
   with pytest.raises(ValueError, match="must be an existing folder"):
     sources.open_source(f"{tmp_path}/birds,{tmp_path}/nowhere")
@@ -155,10 +157,10 @@ def test_missing_and_ambiguous_partners_are_all_named(tmp_path):
   lines = str(error.value).splitlines()[1:]
   said = [line.strip().removeprefix(str(tmp_path)) for line in lines]
   assert said == [
-    "/HR/a.png: 2 LR images a or ax4, must be one",
-    "/HR/b.png: 0 LR images b or bx4, must be one",
-    "/LR/d.png: 2 HR images, must be one",
-    "/LR/z.png: 0 HR images, must be one",
+    "/HR/a.png: expected exactly one LR image named a or ax4, found 2",
+    "/HR/b.png: expected exactly one LR image named b or bx4, found 0",
+    "/LR/d.png: expected exactly one HR image for this LR image, found 2",
+    "/LR/z.png: expected exactly one HR image for this LR image, found 0",
   ]
 
 
@@ -194,17 +196,19 @@ def test_photographs_of_skimage_are_two_sets_apart():
       assert hr.std() > 10
 
 
-@pytest.mark.parametrize("spec", ["", "nowhere/at/all", "tfds:", "skimage:all", "http://a/b"])
+@pytest.mark.parametrize("spec", ["", "nowhere/at/all", "tfds:", "skimage:", "http://a/b"])
 def test_unknown_forms_are_told_the_known_ones(spec):
   with pytest.raises(ValueError, match="must be an existing folder or one of") as error:
     sources.open_source(spec)
   for form in ("DIR", "tfds:NAME[:SPLIT]", "skimage:train", "skimage:test"):
     assert form in str(error.value)
+  with pytest.raises(ValueError, match="'skimage:all' must be skimage:train or skimage:test"):
+    sources.open_source("skimage:all")
 
 
 def test_a_folder_without_images(tmp_path):
   (tmp_path / "notes.txt").write_text("")
-  with pytest.raises(ValueError, match=r"must hold images \(.png, .*has none"):
+  with pytest.raises(ValueError, match=r"no images \(.png, .*\) found in .*; give the folder"):
     sources.open_source(str(tmp_path))
 
 

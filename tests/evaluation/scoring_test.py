@@ -102,7 +102,7 @@ def test_what_cannot_be_scored_is_named():
   with pytest.raises(ValueError, match="icon.png: border=4 of a 16x16 image"):
     scoring.evaluate_set({"x": lambda lr: lr}, [small], 4)
   other = test_sets.TestImage("pair.png", photo(24, 24), photo(20, 24))
-  with pytest.raises(ValueError, match=r"pair.png: .*are \[20, 24, 3\] and \[24, 24, 3\]"):
+  with pytest.raises(ValueError, match=r"pair.png: .*they have \[20, 24, 3\] and \[24, 24, 3\]"):
     scoring.evaluate_set({"x": lambda lr: lr}, [other], 4)
 
 

@@ -152,7 +152,7 @@ def test_refuses_what_it_cannot_write():
   large = jax.tree.map(lambda x: x * 1e6, model.variables)
   with pytest.raises(ValueError, match=r"conv_first.weight: .* is too large for float16"):
     to_onnx("residualnet", model.kwargs, large, dtype="float16")
-  with pytest.raises(ValueError, match="must be one of srresnet"):
+  with pytest.raises(ValueError, match="no .onnx of the network 'swinir', only of srresnet"):
     to_onnx("swinir", *arguments[1:])
 
 

@@ -80,7 +80,9 @@ def test_refuses_what_it_cannot_export():
     to_stablehlo("msrresnet", {**model.kwargs, "scale": 5}, model.variables)
   with pytest.raises(ValueError, match="cannot be built with .*growth"):
     to_stablehlo("msrresnet", {**model.kwargs, "growth": 5}, model.variables)
-  with pytest.raises(ValueError, match="params/body/conv1/bias is .1, 4., and .2, 4."):
+  with pytest.raises(
+    ValueError, match="params/body/conv1/bias is .1, 4., but the network needs .2, 4."
+  ):
     to_stablehlo("msrresnet", {**model.kwargs, "blocks": 2}, model.variables)
   with pytest.raises(ValueError, match="no kernel .* at params/conv_first"):
     to_stablehlo("msrresnet", model.kwargs, {"params": {}})

@@ -16,6 +16,7 @@ from sr_jax.kernels import direct
 from sr_jax.kernels import leaky_relu
 from sr_jax.kernels import onednn
 from sr_jax.kernels import winograd
+from sr_jax.kernels.dense_block import DenseBlockBy, DenseBlockWith
 from sr_jax.networks.rrdbnet import RRDBNet, ResidualNet
 from sr_jax.networks.srresnet import MSRResNet, SRResNet
 from sr_jax.models import write
@@ -76,7 +77,7 @@ CHIPS = {
 }
 BOTH = ("float32", "bfloat16")
 
-# (chips, dtypes, whether oneDNN works in it) -> network -> (conv, dense_block, slow_loops).
+# (chips, dtypes, whether oneDNN works) -> network -> (conv, form of dense blocks, slow_loops).
 BY_ONEDNN = {name: (onednn.conv, None, False) for name in ("narrow", "concat", *OTHERS)}
 BY_XLA = {name: (None, None, True) for name in ("narrow", "concat", *OTHERS)}
 BY_WINOGRAD = (winograd.conv, winograd, False)
@@ -119,6 +120,12 @@ EXPECTED = [
 ]  # fmt: skip
 
 
+def expected_dense_block(form, conv, *, single_device: bool):
+  if form is direct and conv:
+    return DenseBlockWith(conv, leaky_relu.by_output)
+  return form and DenseBlockBy(form, single_device)
+
+
 @pytest.mark.parametrize(
   "chips, dtype, works, network, expected",
   [
@@ -132,18 +139,17 @@ def test_what_is_chosen(monkeypatch, working, chips, dtype, works, network, expe
   working(*BOTH if works else ())
   monkeypatch.delenv("XLA_FLAGS", raising=False)
   keeping = getattr(jax.config, KEEPING)
-  conv, dense_block, slow_loops = expected
-  on_a_gpu, alone, net = chips.endswith(("gpu", "gpus")), chips.startswith("1"), NETWORKS[network]
+  conv, form, slow_loops = expected
+  on_a_gpu, net = chips.endswith(("gpu", "gpus")), NETWORKS[network]
   if net is not None:
     net = net.clone(dtype=dtype)
   assert choose.choose(CHIPS[chips], dtype, net) == choose.Kernels(
     conv=conv,
-    dense_block=dense_block,
+    dense_block=expected_dense_block(form, conv, single_device=chips.startswith("1")),
     leaky_relu=leaky_relu.by_output,
     unroll=on_a_gpu or slow_loops,
     slow_loops=slow_loops,
     pixels=4096 if chips == "1 cpu" and not slow_loops else 0,
-    alone=alone,
     compiler_options=((GRAPHS, 1),) if on_a_gpu else (),
   )
   assert getattr(jax.config, KEEPING) == (1e9 if conv is onednn.conv else keeping)
@@ -160,7 +166,8 @@ def test_winograds_form_needs_channels(working, growth, features, expected):
   working()
   net = RRDBNet(growth=growth, features=features)
   kernels = choose.choose(devices("cpu"), "float32", net)
-  assert (kernels.dense_block is winograd) == (kernels.conv is winograd.conv) == expected
+  by_winograd = DenseBlockBy(winograd, single_device=True)
+  assert (kernels.dense_block == by_winograd) == (kernels.conv is winograd.conv) == expected
 
 
 def test_where_onednn_is_not_used_it_is_not_tried(working):
@@ -203,7 +210,7 @@ def test_devices_may_be_a_meshs():
   mesh = jax.make_mesh((4, 2), ("a", "b"))
   kernels = choose.choose(mesh.devices, "float32")
   assert kernels == choose.choose(jax.devices(), "float32")
-  assert not kernels.alone and kernels.slow_loops
+  assert kernels.pixels == 0 and kernels.slow_loops
 
 
 def test_graphs_of_a_gpu_begin_at_one_kernel_unless_xla_flags_say_otherwise(monkeypatch):
@@ -315,7 +322,7 @@ def test_parts_fit_the_caches(working, shape, count, loops, parts):
   """Of one CPU, whose gradients are as fast in a loop as out of it."""
   working(*BOTH if loops else ())
   kernels = choose.choose(devices("cpu", count), "float32", ResidualNet())
-  assert choose.parts((*shape, 3), kernels.pixels) == parts
+  assert choose.batch_parts((*shape, 3), kernels.pixels) == parts
 
 
 # What a user of the library does, in a process of its own: nothing was imported there before.

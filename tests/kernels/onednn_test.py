@@ -43,8 +43,9 @@ def bfloat16(works):
 
 
 @pytest.fixture(autouse=True)
-def no_programs_are_kept():
-  """But by the tests that come after."""
+def no_programs_are_kept(monkeypatch):
+  """But by the tests that come after; and oneDNN is used, as it is where nothing is said."""
+  monkeypatch.delenv("SR_JAX_ONEDNN", raising=False)
   name = "jax_persistent_cache_min_compile_time_secs"
   before = getattr(jax.config, name)
   onednn.stop_keeping_programs()

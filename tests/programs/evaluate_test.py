@@ -114,8 +114,8 @@ def test_the_same_command_again_changes_nothing(tmp_path, photos):
     ("bicubic,../evil=bicubic", r"'../evil' must be a relative path without"),
     ("bicubic,/tmp/evil=bicubic", r"'/tmp/evil' must be a relative path"),
     ("bicubic,=bicubic", "name='' must be a relative path"),
-    ("bicubic,bicubic", r"--model names two .*bicubic.*LABEL=MODEL"),
-    ("a*b=bicubic,a?b=bicubic", r"--model names two .*a_b.*LABEL=MODEL"),
+    ("bicubic,bicubic", r"--model: two entries would both write to .*bicubic; .*LABEL=MODEL"),
+    ("a*b=bicubic,a?b=bicubic", r"--model: two entries would both write to .*a_b; .*LABEL=MODEL"),
     ("bicubic,nowhere.safetensors", "nowhere.safetensors does not exist"),
   ],
 )
@@ -136,7 +136,9 @@ def test_models_of_two_scales_are_not_compared(tmp_path, photos):
 def test_two_sets_of_one_name_are_refused(tmp_path, photos):
   other = tmp_path / "other" / "photos"
   write_image(other / "b.png", photo(40, 40))
-  with pytest.raises(ValueError, match="--data names two photos.*rename one"):
+  with pytest.raises(
+    ValueError, match="--data: two entries would both write to photos; .*rename one"
+  ):
     run("--model", "bicubic", "--data", f"{photos},{other}", "--output", tmp_path / "out")
 
 
@@ -263,7 +265,9 @@ def test_no_photograph_is_overwritten(tmp_path, photos, monkeypatch, data, outpu
   (tmp_path / "set").mkdir()
   (tmp_path / "set" / "photos").symlink_to(photos)
   before = {path: path.read_bytes() for path in photos.rglob("*") if path.is_file()}
-  with pytest.raises(ValueError, match="--output would write SR images into .*photos"):
+  with pytest.raises(
+    ValueError, match="--output would write SR images into .*photos, which overlaps --data="
+  ):
     run("--model", "bicubic", "--data", data, "--output", output)
   assert {path: path.read_bytes() for path in photos.rglob("*") if path.is_file()} == before
 

@@ -27,7 +27,7 @@ from sr_jax.training.run import train_and_evaluate
 from sr_jax import upscale
 import tiny_models
 from tiny_runs import assert_same_run, Killed, killed_after
-from tiny_runs import photographs, tiny, whole_run  # noqa: F401  (fixtures)
+from tiny_runs import photographs, shared_programs, tiny, whole_run  # noqa: F401  (fixtures)
 import tiny_states
 import without_tensorflow
 

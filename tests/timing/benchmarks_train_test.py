@@ -270,8 +270,8 @@ def test_a_worker_says_what_went_wrong_and_goes_on():
   answer = worker.ask(case=case, seconds=0.01)
   assert "generator 'rrdbnet' has no field 'dens'" in answer["error"]
   assert "error" in worker.ask(case={**case, "what": "nothing"}, seconds=0.01)
-  worker._process.terminate()
-  worker._process.wait()
+  worker.process.terminate()
+  worker.process.wait()
   assert "its process ended with status -15" in worker.ask(round=True)["error"]
   worker.close()
 

@@ -34,7 +34,7 @@ from sr_jax.training.inputs import open_batches
 from sr_jax.training.run import preflight_facts, train_and_evaluate
 from sr_jax.training.stage import find, open_stage, pack_images
 from tiny_runs import change_record, Killed, lines, manifest_file, named_leaves
-from tiny_runs import photographs, tiny, whole_run  # noqa: F401  (fixtures)
+from tiny_runs import photographs, shared_programs, tiny, whole_run  # noqa: F401  (fixtures)
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 HEARTBEAT = 10

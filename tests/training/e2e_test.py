@@ -31,7 +31,7 @@ from sr_jax.training.run import train_and_evaluate
 from sr_jax.training.stage import find, open_stage, pack_images, start_state
 from sr_jax.upscaling import upscaler
 from tiny_runs import assert_same_run, change_record, Killed, killed_after, leaves, lines
-from tiny_runs import photographs, tiny, whole_run  # noqa: F401  (fixtures)
+from tiny_runs import photographs, shared_programs, tiny, whole_run  # noqa: F401  (fixtures)
 import without_tensorflow
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -326,7 +326,7 @@ def test_signals_of_others_and_lost_processes(monkeypatch, capsys):
     os.kill(os.getpid(), signal.SIGUSR1)
     time.sleep(0.5)
     assert heard == [signal.SIGUSR1] and not ended
-    monkeypatch.setattr(stop, "_agree", lambda name: 1 / 0)
+    monkeypatch.setattr(stop, "agree", lambda name: 1 / 0)
     os.kill(os.getpid(), signal.SIGTERM)
     for _ in range(100):
       if ended:
@@ -463,12 +463,42 @@ def test_trains_evaluates_and_converts_without_tensorflow(photographs, tmp_path)
   assert len(lines(run)) == 6 and (tmp_path / "a.safetensors").exists()
 
 
-def run_main(*arguments: str, cwd=ROOT) -> subprocess.CompletedProcess:
-  return subprocess.run(
-    [sys.executable, "-m", "sr_jax.main", *arguments],
-    cwd=cwd, capture_output=True, text=True, timeout=120,
-    env={**os.environ, "HF_HUB_OFFLINE": "1"},
+# Runs `python -m sr_jax.main` again and again, each time in a fork of a process that has imported
+# what it imports, which takes longer than most of these runs.
+FORKS = """
+import json, os, runpy, sys
+import sr_jax.training.run
+for line in sys.stdin:
+  arguments, out, err = json.loads(line)
+  child = os.fork()
+  if not child:
+    for number, path in ((1, out), (2, err)):
+      os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
+    sys.argv = ["main.py", *arguments]
+    runpy.run_module("sr_jax.main", run_name="__main__", alter_sys=True)
+    sys.exit(0)
+  print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def run_main(tmp_path_factory):
+  """Runs the program with these arguments; the result is as subprocess.run's."""
+  process = subprocess.Popen(
+    [sys.executable, "-c", FORKS], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"},
   )  # fmt: skip
+
+  def run(*arguments: str) -> subprocess.CompletedProcess:
+    files = [tmp_path_factory.mktemp("main") / name for name in ("out", "err")]
+    process.stdin.write(json.dumps([arguments, *map(str, files)]) + "\n")
+    process.stdin.flush()
+    status = int(process.stdout.readline())
+    return subprocess.CompletedProcess(arguments, status, *(file.read_text() for file in files))
+
+  yield run
+  process.stdin.close()
+  process.wait()
 
 
 @pytest.mark.parametrize(
@@ -499,7 +529,7 @@ def run_main(*arguments: str, cwd=ROOT) -> subprocess.CompletedProcess:
   ],
 )
 def test_what_is_missing_or_wrong_is_said_in_one_line_before_any_compile(
-  tmp_path, arguments, message
+  run_main, tmp_path, arguments, message
 ):
   result = run_main(*arguments, f"--workdir={tmp_path / 'run'}")
   assert result.returncode == 1
@@ -509,7 +539,7 @@ def test_what_is_missing_or_wrong_is_said_in_one_line_before_any_compile(
   assert re.search(message, error, re.DOTALL), error
 
 
-def test_a_folder_in_one_flag_trains_both_stages(photographs, tmp_path):
+def test_a_folder_in_one_flag_trains_both_stages(run_main, photographs, tmp_path):
   """The README's command on a folder, with the paper's recipe made small."""
   result = run_main(
     "--config=configs/esrgan.py", f"--config.data.source={photographs}",
@@ -555,7 +585,7 @@ def test_a_checkpoint_of_an_earlier_step_is_a_model(whole_run):
   assert earlier.info["step"] == 2 and earlier.info["digest"] != newest.info["digest"]
 
 
-def test_a_misspelt_field_is_refused_with_the_right_one():
+def test_a_misspelt_field_is_refused_with_the_right_one(run_main):
   result = run_main("--config=configs/esrgan.py:demo", "--config.data.bach_size=8")
   assert result.returncode != 0 and "batch_size" in result.stderr
 
