@@ -13,7 +13,6 @@ from sr_jax import evaluate
 from sr_jax.images.files import write_image
 from sr_jax.metrics.table import ALWAYS, SCORES
 from sr_jax.models.write import save_model
-from sr_jax.runs import logs
 
 
 @pytest.fixture
@@ -243,18 +242,6 @@ def test_files_of_results_are_json_that_every_reader_takes(tmp_path):
   results = json.loads((tmp_path / "out" / "results.json").read_text())
   assert results["sets"]["flat"]["psnr_y"] is None
   assert "| inf |" in (tmp_path / "out" / "table.md").read_text()
-
-
-def test_curves_of_a_run(tmp_path):
-  lines = [
-    '{"step": 1, "loss_g": 2.0, "timing": {"eta": 3}}',
-    '{"step": 2, "loss_g": 1.5, "eval/psnr_y": 20}',
-    '{"step": 3, "los',
-  ]
-  (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
-  curves = logs.read_curves(str(tmp_path))
-  assert curves == {"loss_g": [(1, 2.0), (2, 1.5)], "eval/psnr_y": [(2, 20.0)]}
-  assert logs.read_curves("bicubic") == {}
 
 
 @pytest.mark.parametrize(

@@ -125,3 +125,15 @@ def test_tensorboard_files_can_be_read_back(tmp_path):
   width, height, png = tf.make_ndarray(event.tensor_proto)
   assert (event.step, width, height) == (20, b"12", b"8")
   np.testing.assert_array_equal(tf.io.decode_png(png), picture[0])
+
+
+def test_curves_of_a_run(tmp_path):
+  lines = [
+    '{"step": 1, "loss_g": 2.0, "timing": {"eta": 3}}',
+    '{"step": 2, "loss_g": 1.5, "eval/psnr_y": 20}',
+    '{"step": 3, "los',
+  ]
+  (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+  curves = logs.read_curves(str(tmp_path))
+  assert curves == {"loss_g": [(1, 2.0), (2, 1.5)], "eval/psnr_y": [(2, 20.0)]}
+  assert logs.read_curves("bicubic") == {}
