@@ -11,7 +11,7 @@ from sr_jax import UserError
 from sr_jax.metrics.lpips import Params, masked_lpips
 from sr_jax.metrics.niqe import NIQEParams, block_features, distance, rounded_luma
 from sr_jax.metrics import psnr_ssim
-from sr_jax.metrics.psnr_ssim import luma, masked_psnr, masked_ssim
+from sr_jax.metrics.psnr_ssim import luma, luma_difference, masked_psnr, masked_ssim
 
 
 def score_batch(
@@ -98,9 +98,11 @@ def pixel_scores(sr, hr, sizes, grey, border):
     sr, hr, size, grey = image
     sr, hr = (_cropped(x, border).astype(jnp.float64) for x in (sr, hr))
     sr_y, hr_y = (jnp.where(grey, x[..., 0], luma(x))[..., None] for x in (sr, hr))
+    error = sr - hr
+    error_y = jnp.where(grey, error[..., 0], luma_difference(error))[..., None]
     size = size - 2 * border
     return {
-      "psnr_y": masked_psnr(sr_y, hr_y, size),
+      "psnr_y": masked_psnr(error_y, jnp.zeros_like(error_y), size),
       "ssim_y": masked_ssim(sr_y, hr_y, size),
       "psnr_rgb": masked_psnr(sr, hr, size),
       "ssim_rgb": masked_ssim(sr, hr, size),

@@ -47,8 +47,16 @@ def rgb_to_y(image: np.ndarray) -> np.ndarray:
 
 def luma(image):
   """Applies the formula of `rgb_to_y` to a float array of numpy or jax: [..., 3] -> [...]."""
-  red, green, blue = image[..., 0], image[..., 1], image[..., 2]
-  return (65.481 * red + 128.553 * green + 24.966 * blue) / 255 + 16
+  return luma_difference(image) + 16
+
+
+def luma_difference(difference):
+  """Computes the difference of two images' luma from that of the images: [..., 3] -> [...].
+
+  It is 0 where the images are equal, however a compiler rounds products within sums.
+  """
+  red, green, blue = difference[..., 0], difference[..., 1], difference[..., 2]
+  return (65.481 * red + 128.553 * green + 24.966 * blue) / 255
 
 
 def psnr(a: np.ndarray, b: np.ndarray, border: int) -> float:
