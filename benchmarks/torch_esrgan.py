@@ -142,6 +142,8 @@ def make_train_step(
 ) -> tuple[Callable[[], torch.Tensor], dict[str, nn.Module]]:
   """One update of BasicSR's SRModel (what 'psnr') or ESRGANModel ('gan') on a fixed batch.
 
+  It is long because it keeps BasicSR's own order of forwards and backwards, in one piece.
+
   Returns:
     A function that updates and returns the generator's loss, and the networks by name.
   """

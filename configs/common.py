@@ -18,7 +18,10 @@ def generator(name: str, **kwargs) -> config_dict.ConfigDict:
 
 
 def get_config() -> config_dict.ConfigDict:
-  """Returns the recipe that the others are made from; on its own it trains nothing."""
+  """Returns the recipe that the others are made from; on its own it trains nothing.
+
+  It is long because it is the list of all fields, each with its default.
+  """
   config = config_dict.ConfigDict()
   config.seed = 0
   config.scale = 4  # upsampling factor

@@ -194,12 +194,15 @@ LONGEST_FUNCTION = 80
 
 
 def test_long_functions_say_why():
-  for module, tree in modules().items():
-    for node in ast.walk(tree):
+  files = [file for room in ("sr_jax", "configs", "benchmarks", "launch") for file in
+           sorted((ROOT / room).rglob("*.py"))]  # fmt: skip
+  assert len(files) > 100
+  for file in files:
+    for node in ast.walk(ast.parse(file.read_text())):
       if not isinstance(node, ast.FunctionDef) or node.end_lineno - node.lineno < LONGEST_FUNCTION:
         continue
       doc = ast.get_docstring(node) or ""
-      assert re.search(r"\b(lines|long)\b", doc), f"{module}:{node.lineno} {node.name} is long"
+      assert re.search(r"\b(lines|long)\b", doc), f"{file}:{node.lineno} {node.name} is long"
 
 
 def test_paths_of_runs_are_made_in_one_module():

@@ -52,6 +52,8 @@ def render(
 ) -> str:
   """Returns the JobSet as YAML.
 
+  Half of its lines say what the arguments are, and the rest check them one by one.
+
   Args:
     name: of the JobSet; pods get it as a prefix.
     tpu_type: of tpu_types.tsv, as v6e-16.

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from sr_jax.data.folders import SKIMAGE
-from sr_jax.data.source import name_list
+from sr_jax.data.source import Source, name_list
 from sr_jax.data import sources
 from sr_jax.data.tfds import in_order
 from sr_jax.images.files import write_image
@@ -204,6 +204,14 @@ def test_unknown_forms_are_told_the_known_ones(spec):
     assert form in str(error.value)
   with pytest.raises(ValueError, match="'skimage:all' must be skimage:train or skimage:test"):
     sources.open_source("skimage:all")
+
+
+def test_a_source_has_images_and_no_two_of_one_name():
+  how = dict(set_name="a", load=None, has_lr=False, fingerprint=[], description="photos.txt")
+  with pytest.raises(ValueError, match="photos.txt: there is no image in it"):
+    Source(names=(), **how)
+  with pytest.raises(ValueError, match="photos.txt: two images are called b.png; rename one"):
+    Source(names=("a.png", "b.png", "b.png"), **how)
 
 
 def test_a_folder_without_images(tmp_path):

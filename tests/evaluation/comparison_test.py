@@ -66,3 +66,15 @@ def test_the_first_images_are_enough():
     for title in ("x", "y", "z"):
       panels.add(title, noise(10, 10, 3), noise(40, 40, 3), label, noise(40, 40, 3), SCORES)
   assert panels.draw().shape == (2 * ROW + GAP, 4 * (CELL + GAP) + GAP, 3)
+
+
+def test_the_crop_is_the_worst_of_the_first_model_that_is_not_bicubic():
+  lr, hr = noise(64, 64, 3), noise(256, 256, 3, seed=1)
+  bicubic, model = hr.copy(), hr.copy()
+  bicubic[:60, :60] = 255 - bicubic[:60, :60]
+  model[192:, 192:] = 255 - model[192:, 192:]
+  panels = comparison.Panels(crop=64)
+  for label, sr in (("bicubic", bicubic), ("A", model)):
+    panels.add("Set/a", lr, hr, label, sr, SCORES)
+  shown = panels.draw()[GAP : GAP + 128, GAP + 3 * (128 + GAP) :][:, :128][::2, ::2]
+  np.testing.assert_array_equal(shown, hr[192:, 192:])

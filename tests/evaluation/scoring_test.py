@@ -95,6 +95,22 @@ def test_images_of_like_sizes_are_scored_together_and_named_in_order(monkeypatch
     assert scores[name]["psnr_rgb"] == pytest.approx(expected, abs=1e-9)
 
 
+def test_a_score_of_ones_own_leaves_out_images_that_have_none():
+  """Where its function says NaN; the mean is over the others."""
+  images = [test_sets.TestImage(f"{i}.png", photo(24, 24, seed=i), None) for i in range(3)]
+  images = [image._replace(hr=photo(24, 24 + 4 * i)) for i, image in enumerate(images)]
+
+  def width(sr, hr, border):
+    return math.nan if hr.shape[1] == 28 else float(hr.shape[1] - border)
+
+  extra = scoring.Extra(functions={"width": width})
+  upscalers = {"x": lambda lr: photo(24, lr.shape[1])}
+  images = [image._replace(lr=image.hr) for image in images]
+  scores = scoring.evaluate_set(upscalers, images, 4, extra=extra)["x"]
+  assert scores["width"] == (20 + 28) / 2
+  assert ["width" in scores["images"][f"{i}.png"] for i in range(3)] == [True, False, True]
+
+
 def test_what_cannot_be_scored_is_named():
   with pytest.raises(ValueError, match="no image to evaluate"):
     scoring.evaluate_set({"x": lambda lr: lr}, [], 4)

@@ -256,6 +256,8 @@ def test_no_folder_of_the_user_gets_into_a_file(tmp_path):
   assert published["perceptual"] == config["perceptual"]
   several = {"a": "tfds:div2k/x4,/home/anna/x,/home/anna/y", "b": ("/home/anna/z", 3)}
   assert without_folders(several) == {"a": "tfds:div2k/x4,x,y", "b": ["z", 3]}
+  schemes = {"a": "list:/home/anna/x.txt", "b": "gs://anna/run", "c": r"C:\Users\anna\x"}
+  assert without_folders(schemes) == {"a": "list:x.txt", "b": "run", "c": "x"}
 
 
 def test_a_folder_with_something_in_it_is_not_made_a_run(tmp_path):
