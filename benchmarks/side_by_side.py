@@ -18,7 +18,6 @@ import json
 import math
 import os
 import pathlib
-import platform
 import statistics
 import subprocess
 import sys
@@ -26,6 +25,8 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
+
+from sr_jax.machine import cpus
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -455,15 +456,8 @@ def positive(flag: str, text: str) -> list[int]:
 
 def machine() -> dict[str, Any]:
   """Describes the machine that the numbers are measured on."""
-  cpu = platform.processor() or platform.machine()
-  try:
-    with open("/proc/cpuinfo") as file:
-      names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
-    cpu = names[0] if names else cpu
-  except OSError:
-    pass
   load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-  return {"cpu": cpu, "cores": os.cpu_count(), "load": load}
+  return {"cpu": cpus.kind(), "cores": os.cpu_count(), "load": load}
 
 
 def write_json(path: str, content: Mapping[str, Any]) -> None:

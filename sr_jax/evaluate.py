@@ -87,7 +87,10 @@ def _parser() -> argparse.ArgumentParser:
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   parser.add_argument(
-    "--model", required=True, help="bicubic, a run or a model file; or several: A,LABEL=B,..."
+    "--model",
+    required=True,
+    help="bicubic, a run, a model file or the name of a model that comes with sr_jax; or several: "
+    "A,LABEL=B,...",
   )
   parser.add_argument(
     "--data",

@@ -20,8 +20,12 @@ def main(argv: Sequence[str]) -> None:
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  parser.add_argument("--psnr", required=True, help="the PSNR-oriented model: a run or a file")
-  parser.add_argument("--gan", required=True, help="the model fine-tuned from it: a run or a file")
+  parser.add_argument(
+    "--psnr", required=True, help="the PSNR-oriented model: a run, a file or a name"
+  )
+  parser.add_argument(
+    "--gan", required=True, help="the model fine-tuned from it: a run, a file or a name"
+  )
   parser.add_argument("--alpha", type=float, default=0.5, help="0: PSNR model, 1: GAN model")
   parser.add_argument("--output", required=True, help="file to write: .safetensors or .npz")
   args = parser.parse_args(argv)

@@ -1,6 +1,7 @@
 """Upscales photographs with a trained model.
 
-python -m sr_jax.upscale --model RUN --input photo.jpg --output upscaled
+python -m sr_jax.upscale --input photo.jpg --output upscaled
+python -m sr_jax.upscale --model RUN --input photos --output upscaled
 python -m sr_jax.upscale --model model.safetensors --input photos --output upscaled --tile 192
 """
 
@@ -22,6 +23,7 @@ from sr_jax.images.files import (
   unused_path,
   write_image,
 )
+from sr_jax.models import catalog
 from sr_jax.models.read import read_model
 from sr_jax.networks.build import build_generator
 from sr_jax.runs import storage
@@ -36,7 +38,12 @@ def main(argv: Sequence[str]) -> None:
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  parser.add_argument("--model", required=True, help="a run or a model file")
+  parser.add_argument(
+    "--model",
+    default=catalog.DEFAULT,
+    help=f"a run, a model file, or a model that comes with sr_jax: {catalog.DEFAULT} (the default)"
+    f"{''.join(f', {name}' for name in catalog.manifest() if name != catalog.DEFAULT)}",
+  )
   parser.add_argument("--input", required=True, help="an image or a folder of images")
   parser.add_argument("--output", required=True, help="folder for the upscaled images (PNG)")
   parser.add_argument(
@@ -71,7 +78,7 @@ def main(argv: Sequence[str]) -> None:
   module = build_generator(model.name, model.kwargs)
   engine = engines.open_engine(model, args.engine)
   upscale = upscaler.make_upscaler(module, model.variables, engine.run)
-  print(f"upscaling with {engine.name}{engine.note}", file=sys.stderr)
+  print(f"{args.model}: upscaling with {engine.name}{engine.note}", file=sys.stderr)
 
   taken: set[pathlib.Path] = set()
   failed = []

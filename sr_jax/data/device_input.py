@@ -18,6 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
 from sr_jax import UserError
+from sr_jax.data.detail import Detail, measure
 from sr_jax.data.pack import Pack
 from sr_jax.data import sampling
 
@@ -39,6 +40,7 @@ def make_cutter(
   seed: int,
   sharding: NamedSharding | None = None,
   placement: str = "auto",
+  draws: int = 1,
 ) -> tuple[Arrays, Cut]:
   """Put a pack on the device, and make the function that cuts batches out of it.
 
@@ -50,6 +52,7 @@ def make_cutter(
     sharding: of the batches, axis 0 over the devices; None for the default device.
     placement: 'replicated', all of the pack on every device; 'sharded', a part of it on each, and
       an exchange of crops in every step; 'auto', replicated where that fits.
+    draws: corners that each crop is the best of, by its detail.
 
   Returns:
     The arrays, on the device, and cut(arrays, step) -> {'lr': uint8 [N, h, w, 3], 'hr': uint8
@@ -63,7 +66,7 @@ def make_cutter(
   """
   if placement not in PLACEMENTS:
     raise UserError(f"placement={placement!r} must be one of {', '.join(PLACEMENTS)}")
-  sampling.check_pack(pack, seed, lr_patch)
+  sampling.check_pack(pack, seed, lr_patch, draws)
   n_images, scale = len(pack.names), pack.scale
   sampling.traced_positions(np, 0, batch_size, n_images)  # raises where 32 bits are too few
   devices = list(sharding.mesh.devices.flat) if sharding else [jax.local_devices()[0]]
@@ -81,9 +84,14 @@ def make_cutter(
     key: segment_length(flat.size, parts) for key, flat in (("lr", pack.lr), ("hr", pack.hr))
   }
   cutter = _Cutter(
-    batch_size, lr_patch, seed, n_images, scale, tuple(lengths.values()), sharding, axes
+    batch_size, lr_patch, seed, n_images, scale, tuple(lengths.values()), sharding, axes, draws
   )
-  return _put_pack(pack, lr_patch, lengths, parts, axes, sharding), cutter.cut_step
+  arrays = _put_pack(pack, lr_patch, lengths, parts, axes, sharding)
+  if draws > 1:
+    replicated = NamedSharding(sharding.mesh, PartitionSpec()) if sharding else None
+    parts_of_detail = measure(pack)._asdict().items()
+    arrays |= {f"detail_{name}": _put(array, replicated) for name, array in parts_of_detail}
+  return arrays, cutter.cut_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +108,7 @@ class _Cutter:
     sharding: of the batches, or None for one device.
     axes: the names of the mesh's axes that the pack is divided over; None where each device has
       all of it.
+    draws: corners that each crop is the best of, by its detail.
   """
 
   batch_size: int
@@ -110,11 +119,17 @@ class _Cutter:
   lengths: tuple[int, int]
   sharding: NamedSharding | None
   axes: Any
+  draws: int
 
   def cut_step(self, arrays: Arrays, step: Any) -> Arrays:
     """The batch of a step."""
     epoch, position = sampling.traced_positions(jnp, step, self.batch_size, self.n_images)
-    plan = sampling.example_plan(jnp, self.seed, epoch, position, arrays["lr_sizes"], self.lr_patch)
+    detail = None
+    if self.draws > 1:
+      detail = Detail(*(arrays[f"detail_{name}"] for name in Detail._fields))
+    plan = sampling.example_plan(
+      jnp, self.seed, epoch, position, arrays["lr_sizes"], self.lr_patch, detail, self.draws
+    )
     # Without the barrier XLA's CPU compiler works a pixel's plan out anew for each pixel.
     plan = jax.lax.optimization_barrier(plan)
     if self.axes is not None:

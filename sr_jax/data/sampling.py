@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sr_jax import UserError
+from sr_jax.data.detail import Detail, of_crops
 from sr_jax.data.pack import Pack, hr_window, lr_window
 
 Array = Any  # an array of numpy or of jax.numpy
@@ -86,7 +87,14 @@ def traced_positions(
 
 
 def example_plan(
-  xp: ModuleType, seed: int | Array, epoch: Array, position: Array, lr_sizes: Array, lr_patch: int
+  xp: ModuleType,
+  seed: int | Array,
+  epoch: Array,
+  position: Array,
+  lr_sizes: Array,
+  lr_patch: int,
+  detail: Detail | None = None,
+  draws: int = 1,
 ) -> Plan:
   """Choose image, crop and dihedral of examples.
 
@@ -98,10 +106,12 @@ def example_plan(
       images.
     lr_sizes: height and width of the LR images, int32 [n, 2], none less than `lr_patch`.
     lr_patch: side of the crop in LR pixels.
+    detail: where the images have detail; needed for more than one draw.
+    draws: how many corners are drawn for each example. The crop with the most detail is taken.
 
   Returns:
     The plan of the N examples. Corners and dihedrals are drawn uniformly, images without
-    replacement.
+    replacement. The dihedrals are the same for any number of draws.
   """
   position = xp.asarray(position, xp.uint32)
   epoch = xp.asarray(epoch, xp.uint32)
@@ -111,9 +121,24 @@ def example_plan(
   image = _shuffled(xp, seed, epoch, position, len(lr_sizes))
   choices = (lr_sizes[image] - lr_patch + 1).astype(xp.uint32)
   state = _absorb(_absorb(_absorb(xp.full_like(seed, _CROP), seed), epoch), position)
-  y, x, dihedral = (_finish(_absorb(state, xp.full_like(seed, i)), words=4) for i in range(3))
-  parts = image, y % choices[:, 0], x % choices[:, 1], dihedral % np.uint32(8)
-  return Plan(*(part.astype(xp.int32) for part in parts))
+
+  def draw(i: int) -> Array:
+    return _finish(_absorb(state, xp.full_like(seed, i)), words=4)
+
+  def corner(i: int) -> tuple[Array, Array]:
+    numbers = (0, 1) if i == 0 else (2 * i + 1, 2 * i + 2)  # 2 is the dihedral's
+    return tuple((draw(n) % choices[:, axis]).astype(xp.int32) for axis, n in enumerate(numbers))
+
+  image, (y, x) = image.astype(xp.int32), corner(0)
+  if draws > 1:
+    most = of_crops(xp, detail, image, y, x, lr_patch)
+    for i in range(1, draws):
+      other = corner(i)
+      amount = of_crops(xp, detail, image, *other, lr_patch)
+      more = amount > most
+      most = xp.where(more, amount, most)
+      y, x = (xp.where(more, new, old) for new, old in zip(other, (y, x), strict=True))
+  return Plan(image, y, x, (draw(2) % np.uint32(8)).astype(xp.int32))
 
 
 def take_example(pack: Pack, plan: Plan, lr_patch: int) -> tuple[np.ndarray, np.ndarray]:
@@ -143,6 +168,8 @@ def cut_batch(
   seed: int,
   start: int = 0,
   stop: int | None = None,
+  detail: Detail | None = None,
+  draws: int = 1,
 ) -> tuple[np.ndarray, np.ndarray]:
   """Cut the batch of a step, or some of its rows, on the host.
 
@@ -154,12 +181,14 @@ def cut_batch(
     seed: the seed of the run.
     start: the first row of the batch that is wanted.
     stop: the end of the rows that are wanted, by default the end of the batch.
+    detail: where the images have detail, as for `example_plan`.
+    draws: corners that each crop is the best of, by its detail.
 
   Returns:
     LR uint8 [n, lr_patch, lr_patch, 3], HR uint8 [n, lr_patch * scale, lr_patch * scale, 3].
   """
   epoch, position = batch_positions(step, batch_size, len(pack.names), start, stop)
-  plan = example_plan(np, seed, epoch, position, pack.lr_sizes, lr_patch)
+  plan = example_plan(np, seed, epoch, position, pack.lr_sizes, lr_patch, detail, draws)
   hr_patch = lr_patch * pack.scale
   lr = np.empty((len(position), lr_patch, lr_patch, 3), np.uint8)
   hr = np.empty((len(position), hr_patch, hr_patch, 3), np.uint8)
@@ -180,12 +209,17 @@ def apply_dihedral(image: np.ndarray, dihedral: int) -> np.ndarray:
   return image.swapaxes(0, 1) if dihedral & 4 else image
 
 
-def check_pack(pack: Pack, seed: int, lr_patch: int) -> None:
+def check_pack(pack: Pack, seed: int, lr_patch: int, draws: int = 1) -> None:
   """Check that plans can be made for a pack.
 
   Raises:
-    UserError: an image is smaller than the crop, or the seed has more than 32 bits.
+    UserError: an image is smaller than the crop, the seed has more than 32 bits, or there are fewer
+      than 1 or more than 64 draws.
   """
+  if not 1 <= draws <= 64:
+    raise UserError(
+      f"data.detail_draws={draws} must be from 1 to 64; try --config.data.detail_draws=4"
+    )
   if not 0 <= seed < 2**32:
     raise UserError(f"seed={seed} must be in [0, 2^32); try --config.seed={seed % 2**32}")
   smallest = int(np.min(pack.lr_sizes))

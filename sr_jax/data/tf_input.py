@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from sr_jax import UserError
+from sr_jax.data.detail import measure
 from sr_jax.data.pack import Pack
 from sr_jax.data import sampling
 from sr_jax.machine import cpus
@@ -28,6 +29,7 @@ def make_tf_input(
   process_index: int = 0,
   process_count: int = 1,
   threads: int = 0,
+  draws: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
   """Make the endless stream of this host's batches.
 
@@ -43,6 +45,7 @@ def make_tf_input(
     process_index: host p gets rows p * b to (p + 1) * b of each global batch.
     process_count: number of hosts.
     threads: the number of threads that cut batches; 0 lets tf.data choose.
+    draws: corners that each crop is the best of, by its detail.
 
   Returns:
     Batches {'lr': uint8 [b, h, w, 3], 'hr': uint8 [b, H, W, 3]}, b = batch_size / process_count.
@@ -50,7 +53,7 @@ def make_tf_input(
   Raises:
     UserError: the hosts cannot share the batch evenly, or an image is smaller than the crop.
   """
-  sampling.check_pack(pack, seed, lr_patch)
+  sampling.check_pack(pack, seed, lr_patch, draws)
   if batch_size % process_count or batch_size < 1:
     fit = max(1, -(-batch_size // process_count)) * process_count
     raise UserError(
@@ -59,6 +62,7 @@ def make_tf_input(
     )
   tf = import_tensorflow()
   host_batch = batch_size // process_count
+  detail = measure(pack) if draws > 1 else None
   hr_patch = lr_patch * pack.scale
 
   def cut(step: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -71,6 +75,8 @@ def make_tf_input(
       seed=seed,
       start=start,
       stop=start + host_batch,
+      detail=detail,
+      draws=draws,
     )
 
   def batch(step):

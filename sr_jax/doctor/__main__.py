@@ -26,7 +26,7 @@ from sr_jax.doctor.accelerators import check_devices
 from sr_jax.doctor.environment import check_environment
 from sr_jax.doctor.finding import FAULT, INSTALL, OK, WARNING, Finding, Findings
 from sr_jax.doctor.host import check_disk, check_machine
-from sr_jax.doctor.packages import check_python, check_tensorflow
+from sr_jax.doctor.packages import check_models, check_python, check_tensorflow
 from sr_jax.doctor.photographs import check_data, check_decoding
 
 CHECKS: dict[str, Callable[[argparse.Namespace], Findings]] = {
@@ -36,6 +36,7 @@ CHECKS: dict[str, Callable[[argparse.Namespace], Findings]] = {
   "devices": check_devices,
   "tensorflow": check_tensorflow,
   "decoding": check_decoding,
+  "models": check_models,
   "disk": check_disk,
   "data": check_data,
 }

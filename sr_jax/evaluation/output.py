@@ -1,16 +1,20 @@
 """Writes what an evaluation found: SR images, results.json, the table, the page, the picture."""
 
+import datetime
 import json
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
+from sr_jax import __version__
 from sr_jax.evaluation import comparison, report, tables
 from sr_jax.evaluation.test_sets import TestImage
 from sr_jax.images.files import safe_output_path, unused_path, write_image
+from sr_jax.machine import cpus
 from sr_jax.metrics.table import Table, columns, protocol
 from sr_jax.runs import logs
 from sr_jax.upscaling.upscaler import BASELINE, bicubic_upscaler
@@ -90,7 +94,8 @@ class Output:
       how["engine"] = " and ".join(dict.fromkeys(engines))
     for label, spec, folder, facts in self._models:
       own = {key: value for key, value in facts.items() if key == "engine"}
-      one = {"model": spec, "scale": self._scale, "protocol": how | own}
+      one = {"model": spec, "scale": self._scale, "facts": facts, "made": made()}
+      one["protocol"] = how | own
       _write_text(folder / "results.json", _json(one | {"sets": results[label]}))
     write_image(self._folder / "comparison.png", self._panels.draw())
     set_names = dict.fromkeys(set_name for sets in results.values() for set_name in sets)
@@ -105,6 +110,17 @@ class Output:
       facts={model.label: model.facts for model in self._models},
     )
     _write_table(self._folder, table, how)
+
+
+def made() -> dict[str, str]:
+  """Says when, by which versions and on what scores are computed."""
+  device = jax.devices()[0]
+  return {
+    "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    "sr_jax": __version__,
+    "jax": jax.__version__,
+    "device": cpus.kind() if device.platform == "cpu" else device.device_kind,
+  }
 
 
 def _write_table(output: pathlib.Path, table: Table, how: Mapping[str, str]) -> None:

@@ -6,7 +6,7 @@ import pathlib
 import zipfile
 from collections.abc import Iterator
 
-from sr_jax import UserError
+from sr_jax import MissingPackageError, UserError
 
 # The limit for the opcodes of a pickle and for the values of a tree. RRDBNet with its EMA and
 # optimizer takes 113,000; an opcode of one byte makes an object of a hundred bytes.
@@ -29,10 +29,10 @@ class UnsafeFileError(UserError):
 
 @contextlib.contextmanager
 def refusals(path: str | pathlib.Path) -> Iterator[None]:
-  """Turns whatever a malformed file raises into UnsafeFileError, but not FileNotFoundError."""
+  """Turns whatever a malformed file raises into UnsafeFileError; what is missing stays its own."""
   try:
     yield
-  except (UnsafeFileError, FileNotFoundError):
+  except (UnsafeFileError, FileNotFoundError, MissingPackageError):
     raise
   # Deliberately everything, MemoryError and RecursionError too: a format's reader may raise
   # nearly anything for a file that was made to break it.

@@ -62,7 +62,7 @@ def load_vgg(weights: str) -> VGG:
   if not path.is_file():
     raise FileNotFoundError(f"there is no file {weights!r}. {_CHOICES}")
   suffix = path.suffix.lower()
-  if suffix == ".npz":
+  if suffix in (".npz", ".h5"):
     return _from_keras(_read_arrays(path), weights)
   if suffix in READERS:
     return _from_torchvision(_read_arrays(path), weights)

@@ -23,6 +23,7 @@ import safetensors.numpy
 
 from sr_jax import MissingPackageError, UserError
 from sr_jax.formats import METADATA
+from sr_jax.formats.keras_h5 import read_h5
 from sr_jax.formats.unpickle import read_numpy_pickle, read_torch_file
 from sr_jax.formats.untrusted import UnsafeFileError, read_bytes, read_zip, refusals
 
@@ -48,7 +49,8 @@ def read_weights(path: str | pathlib.Path) -> tuple[Any, dict[str, str]]:
   """Reads a file of weights in the format that its suffix names.
 
   Args:
-    path: the path of a .safetensors, an .npz (numpy), or a .pth, .pt or .ckpt file (PyTorch).
+    path: the path of a .safetensors, an .npz (numpy), an .h5 (Keras), or a .pth, .pt or .ckpt file
+      (PyTorch).
 
   Returns:
     The tree, and the metadata of a .safetensors file ({} for the others). The tree of .safetensors
@@ -214,6 +216,7 @@ def write_pth(
 READERS: dict[str, Callable[[pathlib.Path], tuple[Any, dict[str, str]]]] = {
   ".safetensors": _read_safetensors,
   ".npz": lambda path: (_read_npz(path), {}),
+  ".h5": read_h5,
   **dict.fromkeys((".pth", ".pt", ".ckpt"), lambda path: (read_torch_file(path), {})),
 }
 SUFFIXES = tuple(READERS)

@@ -1,8 +1,9 @@
-"""Counts the CPUs that this process may use."""
+"""Counts the CPUs that this process may use, and names their kind."""
 
 import math
 import os
 import pathlib
+import platform
 
 
 def allowed() -> int:
@@ -22,3 +23,12 @@ def quota() -> float:
 def available() -> int:
   """Counts the CPUs that this process may use, by its affinity and by its container's quota."""
   return max(1, min(allowed(), math.ceil(min(quota(), allowed()))))
+
+
+def kind() -> str:
+  """Returns what the processor calls itself, for example 'AMD EPYC 9B14'."""
+  try:
+    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+  except (OSError, StopIteration):  # not Linux
+    return platform.processor() or platform.machine()

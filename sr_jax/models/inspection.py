@@ -12,7 +12,7 @@ from sr_jax import MissingPackageError, UserError
 from sr_jax.formats import stablehlo_export
 from sr_jax.formats import vgg_weights
 from sr_jax.models.model import Model, parameter_count, spandrel_objection
-from sr_jax.models import model_card
+from sr_jax.models import catalog
 from sr_jax.models.read import read_discriminator, read_model
 from sr_jax.networks.build import GENERATORS
 from sr_jax.runs import storage
@@ -48,7 +48,7 @@ def inspect(path: str) -> dict[str, Any]:
   facts: dict[str, Any] = {"path": path}
   file = pathlib.Path(path)
   if file.is_file():
-    facts |= {"size": f"{file.stat().st_size:,} bytes", "sha256": model_card.sha256(file)}
+    facts |= {"size": f"{file.stat().st_size:,} bytes", "sha256": catalog.sha256(file)}
   if file.suffix == ".onnx" and file.is_file():
     return facts | _inspect_onnx(file)
   if file.suffix == ".stablehlo" and file.is_file():

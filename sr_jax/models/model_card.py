@@ -5,12 +5,12 @@ images) is left out and listed, never made up.
 """
 
 import datetime
-import hashlib
 import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from sr_jax.models.catalog import sha256
 from sr_jax.models.model import Model, parameter_count, spandrel_objection
 from sr_jax.networks.build import in_channels
 
@@ -122,12 +122,6 @@ def model_card(
     lines += ["## Training", "", *_rows(training), ""]
   lines += ["## Use", "", *_usage(model, path)]
   return "\n".join(lines) + "\n"
-
-
-def sha256(path: pathlib.Path) -> str:
-  """Returns the sha256 of a file, in hex."""
-  with open(path, "rb") as file:
-    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_beside(

@@ -1,7 +1,7 @@
 """Reads a trained network from a run or from a file.
 
-`load_model` takes the folder of a run (its newest sound checkpoint: averaged weights), or a
-`.safetensors`, `.npz` or `.pth` file in any of the dialects that `formats/dialects.py` knows.
+`load_model` takes the name of a model that comes with sr_jax, the folder of a run (its newest sound
+checkpoint: averaged weights), or a file in any of the dialects that `formats/dialects.py` knows.
 `write.py` writes files with BasicSR's names (`formats/state_dicts.py`), so that others read them,
 and puts into their metadata what those names cannot say: the fields of the network, what the
 weights were trained from, how long and on what.
@@ -22,6 +22,7 @@ from sr_jax import UserError
 from sr_jax.formats import METADATA
 from sr_jax.formats import state_dicts
 from sr_jax.formats import weight_files
+from sr_jax.models import catalog
 from sr_jax.models.model import Model
 from sr_jax.networks.build import DISCRIMINATORS, GENERATORS, build_generator, renamed
 from sr_jax.networks import trees
@@ -36,8 +37,9 @@ def load_model(
   """Loads a generator.
 
   Args:
-    path: a run's folder or gs://BUCKET/RUN (its newest sound checkpoint is taken),
-      RUN/checkpoints/STEP, or a .safetensors, .npz or .pth file.
+    path: the name of a model that comes with sr_jax (`catalog.py`), a run's folder or
+      gs://BUCKET/RUN (its newest sound checkpoint is taken), RUN/checkpoints/STEP, or a
+      .safetensors, .npz or .pth file.
     dtype: the dtype of the convolutions, 'float32' or 'bfloat16'.
 
   Returns:
@@ -57,14 +59,15 @@ def read_model(path: str | pathlib.Path) -> Model:
   """Reads a generator and what is known about it.
 
   Args:
-    path: a run or a file, as for `load_model`.
+    path: a name, a run or a file, as for `load_model`.
 
   Raises:
     FileNotFoundError: there is nothing at this path.
     UserError: it is not a generator that sr_jax knows.
     MissingPackageError: the path is in a bucket, and gcsfs is not installed.
   """
-  path = storage.run_folder(path)
+  shipped = None if pathlib.Path(path).exists() else catalog.find(str(path))
+  path = shipped or storage.run_folder(path)
   if path.is_dir():
     if path.parent.name == "checkpoints" and path.name.isdigit():
       return _read_run(path.parent.parent, step=int(path.name))
@@ -132,7 +135,11 @@ def _without_folder(path: str) -> str:
 
 def _read_file(path: pathlib.Path, what: str, recognise: Any) -> Model:
   if not path.exists():
-    raise FileNotFoundError(f"{path} does not exist; give a run's folder or a model file")
+    names = ", ".join(catalog.manifest())
+    raise FileNotFoundError(
+      f"{path} does not exist; give a run's folder or a model file"
+      + (f", or one of the models that come with sr_jax: {names}" if names else "")
+    )
   tree, metadata = weight_files.read_weights(path)
   told = metadata.get(METADATA, "{}")
   if isinstance(tree, dict) and METADATA in tree:  # .npz and .pth have no other place for it

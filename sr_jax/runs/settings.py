@@ -29,7 +29,10 @@ Config = config_dict.ConfigDict
 
 
 def write_config(config: Config, run: storage.Folder) -> None:
-  """Writes RUN/config.json; if there was one, warns of each field that changed."""
+  """Writes RUN/config.json; if there was one, warns of each field that changed.
+
+  A field that it does not have is one that an earlier version did not have.
+  """
   if jax.process_index() != 0:
     return
   path = run / "config.json"
@@ -41,11 +44,9 @@ def write_config(config: Config, run: storage.Folder) -> None:
       logging.warning("%s; it is written anew", error)
       old = new
     before, after = flat(_renamed(old)), flat(new)
-    for key in sorted(before.keys() | after.keys()):
-      if before.get(key) != after.get(key):
-        logging.warning(
-          "config.%s of %s was %s, is now %s", key, run, before.get(key), after.get(key)
-        )
+    for key in sorted(before):
+      if before[key] != after.get(key):
+        logging.warning("config.%s of %s was %s, is now %s", key, run, before[key], after.get(key))
   storage.write_text(path, json.dumps(new, indent=2) + "\n")
 
 

@@ -34,6 +34,7 @@ def open_batches(
     batch_size=config.data.batch_size,
     lr_patch=config.data.hr_patch // config.scale,
     seed=config.seed,
+    draws=config.data.detail_draws,
   )
   kind = config.data.input
   if kind in ("tf", "auto"):

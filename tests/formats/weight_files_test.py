@@ -206,9 +206,9 @@ def test_what_is_no_such_file_at_all(tmp_path, suffix):
 
 
 def test_other_suffixes_are_listed(tmp_path):
-  (tmp_path / "net.h5").touch()
-  with pytest.raises(UnsafeFileError, match=r"none of \.safetensors, \.npz, \.pth"):
-    read_weights(tmp_path / "net.h5")
+  (tmp_path / "net.hdf").touch()
+  with pytest.raises(UnsafeFileError, match=r"none of \.safetensors, \.npz, \.h5, \.pth"):
+    read_weights(tmp_path / "net.hdf")
 
 
 def test_other_compressions_are_refused(tmp_path):

@@ -14,7 +14,7 @@ from tiny_models import assert_equal_trees, make_model
 from sr_jax import convert
 from sr_jax.formats import state_dicts
 from sr_jax.models.model import Model
-from sr_jax.models import model_card
+from sr_jax.models import catalog
 from sr_jax.models.read import without_folders, read_model
 from sr_jax.models.write import save_model
 from sr_jax.networks.build import DISCRIMINATORS
@@ -171,7 +171,7 @@ def test_inspecting_a_run_and_other_files(tmp_path, capsys):
     run("--input", tmp_path / "run", "--output", tmp_path / f"m{suffix}")
     capsys.readouterr()
     facts = inspected(capsys, tmp_path / f"m{suffix}")
-    assert facts["sha256"] == model_card.sha256(tmp_path / f"m{suffix}")
+    assert facts["sha256"] == catalog.sha256(tmp_path / f"m{suffix}")
     assert "input" in facts and "output" in facts
 
 

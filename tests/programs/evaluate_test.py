@@ -1,8 +1,10 @@
 """Tests of sr_jax/evaluate.py: what the program writes and refuses."""
 
+import datetime
 import json
 import pathlib
 
+import jax
 import numpy as np
 import pytest
 import references
@@ -60,7 +62,10 @@ def check_files(results: dict, folder: pathlib.Path, photos: pathlib.Path) -> No
 def test_the_program_with_one_model(tmp_path, photos, model_path, capsys):
   run("--model", model_path, "--data", photos, "--output", tmp_path / "out")
   results = json.loads((tmp_path / "out" / "results.json").read_text())
-  assert set(results) == {"model", "scale", "protocol", "sets"}
+  assert set(results) == {"model", "scale", "facts", "made", "protocol", "sets"}
+  assert results["made"]["jax"] == jax.__version__ and results["made"]["device"]
+  assert datetime.date.fromisoformat(results["made"]["date"]) >= datetime.date(2026, 1, 1)
+  assert results["facts"]["network"] == "rrdbnet" and len(results["facts"]["weights"]) == 16
   assert (results["model"], results["scale"]) == (str(model_path), 4)
   assert results["protocol"]["crop_border"] == "scale"
   assert list(results["sets"]) == ["photos"]
