@@ -41,8 +41,8 @@ def main(argv: Sequence[str]) -> None:
   parser.add_argument(
     "--model",
     default=catalog.DEFAULT,
-    help=f"a run, a model file, or a model that comes with sr_jax: {catalog.DEFAULT} (the default)"
-    f"{''.join(f', {name}' for name in catalog.manifest() if name != catalog.DEFAULT)}",
+    help="a run, a model file, or the name of a model that comes with sr_jax; by default "
+    f"{catalog.DEFAULT}",
   )
   parser.add_argument("--input", required=True, help="an image or a folder of images")
   parser.add_argument("--output", required=True, help="folder for the upscaled images (PNG)")

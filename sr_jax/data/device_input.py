@@ -86,12 +86,8 @@ def make_cutter(
   cutter = _Cutter(
     batch_size, lr_patch, seed, n_images, scale, tuple(lengths.values()), sharding, axes, draws
   )
-  arrays = _put_pack(pack, lr_patch, lengths, parts, axes, sharding)
-  if draws > 1:
-    replicated = NamedSharding(sharding.mesh, PartitionSpec()) if sharding else None
-    parts_of_detail = measure(pack)._asdict().items()
-    arrays |= {f"detail_{name}": _put(array, replicated) for name, array in parts_of_detail}
-  return arrays, cutter.cut_step
+  detail = measure(pack) if draws > 1 else None
+  return _put_pack(pack, lr_patch, lengths, parts, axes, sharding, detail), cutter.cut_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,9 +179,12 @@ def _put_pack(
   parts: int,
   axes: Any,
   sharding: NamedSharding | None,
+  detail: Detail | None,
 ) -> Arrays:
   """Copies to the devices what `cut` takes: pixels in segments of these lengths, and an index."""
   arrays = {"lr_sizes": pack.lr_sizes, "lr_pitch": pack.lr_pitch}
+  if detail:
+    arrays |= {f"detail_{name}": array for name, array in detail._asdict().items()}
   for key, offsets in (("lr", pack.lr_offsets), ("hr", pack.hr_offsets)):
     arrays[f"{key}_segment"], arrays[f"{key}_byte"] = split_offsets(offsets, lengths[key])
   replicated = NamedSharding(sharding.mesh, PartitionSpec()) if sharding else None

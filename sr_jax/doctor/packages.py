@@ -215,11 +215,11 @@ def probe_tensorflow() -> dict[str, Any]:
 def check_models(args: argparse.Namespace) -> Findings:
   """Checks that the models that come with sr_jax are there and undamaged."""
   del args
-  models, error = in_child("packages", "probe_models", 120)
+  found, error = in_child("packages", "probe_models", 120)
   if error:
     yield Finding(WARNING, "models-unchecked", f"not checked: {last_line(error)}", INSTALL)
     return
-  remedy = "in a checkout `git checkout models` brings it back, else install sr_jax again"
+  models, remedy = found["models"], found["remedy"]
   for name, problem in models.items():
     if problem:
       yield Finding(FAULT, "model-damaged", f"the model {name} {problem}", remedy)
@@ -230,11 +230,12 @@ def check_models(args: argparse.Namespace) -> Findings:
     yield Finding(WARNING, "models-missing", "no model comes with this copy of sr_jax", remedy)
 
 
-def probe_models() -> dict[str, str]:
-  """Returns {name of a model that comes with sr_jax: what is wrong with its file, or ''}."""
+def probe_models() -> dict[str, Any]:
+  """Says of each model that comes with sr_jax what is wrong with its file; '' for nothing."""
   from sr_jax.models import catalog
 
-  return {
+  models = {
     name: catalog.damage(catalog.folder() / entry["file"], entry["sha256"])
     for name, entry in catalog.manifest().items()
   }
+  return {"models": models, "remedy": catalog.REMEDY}

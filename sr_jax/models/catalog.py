@@ -36,7 +36,7 @@ def _read_manifest(path: pathlib.Path) -> dict[str, dict[str, str]]:
   try:
     return json.loads(path.read_text())["models"]
   except (OSError, ValueError, LookupError, TypeError) as error:
-    raise UserError(f"{path} cannot be read ({error}); {_REMEDY}") from error
+    raise UserError(f"{path} cannot be read ({error}); {REMEDY}") from error
 
 
 def find(name: str) -> pathlib.Path | None:
@@ -56,7 +56,7 @@ def find(name: str) -> pathlib.Path | None:
     return None
   path = folder() / entry["file"]
   if problem := damage(path, entry["sha256"]):
-    raise UserError(f"the model {name!r} that comes with sr_jax {problem}; {_REMEDY}")
+    raise UserError(f"the model {name!r} that comes with sr_jax {problem}; {REMEDY}")
   return path
 
 
@@ -74,4 +74,4 @@ def sha256(path: pathlib.Path) -> str:
     return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-_REMEDY = "in a checkout `git checkout models` brings it back, else install sr_jax again"
+REMEDY = "in a checkout `git checkout models` brings it back, else install sr_jax again"

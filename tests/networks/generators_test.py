@@ -4,6 +4,7 @@ The reference is the networks of torch_references.py, with equal weights.
 """
 
 import functools
+import os
 import re
 import types
 
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from conftest import FASTER, is_known
+from conftest import FASTER
 from sr_jax.formats import state_dicts
 from sr_jax.kernels import choose
 from sr_jax.networks.build import GENERATORS
@@ -201,7 +202,7 @@ def check_against(reference, references, name, net):
 )
 def test_looped_unrolled_and_rematerialised_bodies_are_the_same(name, blocks, variants):
   """As users' programs are compiled; conftest's flags round a gradient of zero a little more."""
-  options = {"xla_cpu_use_fusion_emitters": True} if is_known(FASTER) else None
+  options = {"xla_cpu_use_fusion_emitters": True} if FASTER in os.environ["XLA_FLAGS"] else None
   lr, cotangent = images(6, 6, 2)
   make = functools.partial(GENERATORS[name], features=4, blocks=blocks, scale=2)
   variables = random_variables(make(), lr)
