@@ -32,7 +32,9 @@ def keras_arrays(rng) -> dict[str, np.ndarray]:
     layer = name("batch_normalization", i)
     for what in ("gamma", "beta", "moving_mean"):
       arrays[f"{layer}/{what}"] = rng.normal(size=F) / 5
-    arrays[f"{layer}/moving_variance"] = rng.uniform(1e-4, 2, F)
+      arrays[f"{layer}/{what}"] /= 10 if what == "gamma" else 1
+    # So small that Keras' epsilon, 1e-3, counts.
+    arrays[f"{layer}/moving_variance"] = rng.uniform(5e-4, 4e-3, F)
   for i in range(BLOCKS + 3):
     arrays[f"{name('p_re_lu', i)}/alpha"] = rng.uniform(0, 0.5, (1, 1, F))
   return arrays
