@@ -23,9 +23,10 @@ from sr_jax.machine import sharding
 from sr_jax.networks.build import build_generator, check_dtype
 from sr_jax.networks import discriminators
 from sr_jax.networks import vgg
-from sr_jax.runs.state import TrainState, create_train_state
+from sr_jax.runs.state import TrainState, create_guard_state, create_train_state
 from sr_jax.training import losses
 from sr_jax.training import schedules
+from sr_jax.training.guard import Guard
 from sr_jax.training.step import TrainStep, make_optimizer, make_train_step
 from sr_jax.training.terms import Adversarial, Perceptual
 
@@ -85,9 +86,10 @@ def make_train(
   def create_state(*variables: Any) -> TrainState:
     side = hr_patch // flops.SCALE
     shapes = (1, side, side, 3), (1, hr_patch, hr_patch, 3)
-    return create_train_state(
+    state = create_train_state(
       0, generator, discriminator, optimizer, optimizer if gan else None, *shapes, *variables
     )
+    return state.replace(guard=create_guard_state())
 
   step = make_train_step(
     generator,
@@ -107,6 +109,7 @@ def make_train(
     learning_rate=schedules.make_schedule(**recipe["learning_rate"]),
     ema_decay=0.999,
     mesh=mesh,
+    guard=Guard(relativistic=True),
   )
   return create_state, step
 

@@ -241,6 +241,7 @@ def main(argv: Sequence[str]) -> None:
     metavar="FIELD=VALUE,...",
     help="fields of the network, as remat=true",
   )
+  parser.add_argument("--unguarded", action="store_true", help="the step without its guard")
   parser.add_argument("--quick", action="store_true", help="a small network, in a minute")
   parser.add_argument("--all", action="store_true", help="each array that is sent, too")
   args = parser.parse_args(argv)
@@ -249,6 +250,7 @@ def main(argv: Sequence[str]) -> None:
   config = module.get_config(variant)
   if args.dtype:
     config.dtype = args.dtype
+  config.guard.enabled = not args.unguarded
   config.generator.kwargs.update(side_by_side.parse_generators([args.generator], {})[0])
   if args.quick:
     shrink(config)

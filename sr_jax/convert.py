@@ -9,26 +9,29 @@ The suffix names the form: .safetensors, .pth, .npz, .onnx or .stablehlo; withou
 run's folder. The names of a generator's weights may be in any of ESRGAN's dialects.
 """
 
-import argparse
+from sr_jax.machine.signals import end_at_signals
+
+if __name__ == "__main__":
+  end_at_signals()  # the imports below take seconds
+
 import sys
 from collections.abc import Sequence
 
-from sr_jax import UserError
+from sr_jax import UserError, harmless, printable
 from sr_jax import cli
+from sr_jax import command
 from sr_jax.models.inspection import inspect, read_network
 from sr_jax.models.model import spandrel_objection
 from sr_jax.models import model_card
-from sr_jax.models.write import DTYPES, check_apart, save_model
+from sr_jax.models.write import DTYPES, check_apart, check_form, save_model
 from sr_jax.networks.build import DISCRIMINATORS
-from sr_jax.runs import storage
+
+
+CARD = ("name", "author", "license", "description")
 
 
 def main(argv: Sequence[str]) -> None:
-  parser = argparse.ArgumentParser(
-    prog="python -m sr_jax.convert",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
+  parser = command.parser("convert", __doc__)
   parser.add_argument("--input", help="a run, or a .safetensors, .npz or .pth file")
   parser.add_argument(
     "--output", help="a .safetensors, .pth, .npz, .onnx or .stablehlo file, or a new run"
@@ -40,7 +43,7 @@ def main(argv: Sequence[str]) -> None:
     action="store_true",
     help="write beside the output: its sha256, an OpenModelDB entry, a model card",
   )
-  for field in ("name", "author", "license", "description"):
+  for field in CARD:
     parser.add_argument(f"--{field}", help=f"{field} of the model, for --card")
   args = parser.parse_args(argv)
   if args.inspect and (args.input or args.output):
@@ -49,12 +52,16 @@ def main(argv: Sequence[str]) -> None:
     facts = inspect(args.inspect)
     facts = {key: value for key, value in facts.items() if value != ""}
     width = max(map(len, facts))
-    print("\n".join(f"{key:{width}}  {value}" for key, value in facts.items()))
+    lines = (f"{key:{width}}  {printable(str(value), 2000)}" for key, value in facts.items())
+    print("\n".join(map(harmless, lines)))
     return
   if not (args.input and args.output):
     parser.error("the following arguments are required: --input and --output, or --inspect")
 
-  output = storage.local_path("--output", args.output)
+  described = [field for field in CARD if getattr(args, field) is not None]
+  if described and not args.card:
+    raise UserError(f"--{described[0]} goes with --card, which writes it down; give --card too")
+  output = check_form(args.output, args.dtype)
   check_apart(output, args.input)
   model = read_network(args.input)
   is_generator = model.name not in DISCRIMINATORS
@@ -66,11 +73,7 @@ def main(argv: Sequence[str]) -> None:
     if objection := spandrel_objection(model):
       print(f"note: {objection}")
   if args.card:
-    fields = {
-      field: value
-      for field in ("name", "author", "license", "description")
-      if (value := getattr(args, field))
-    }
+    fields = {field: value for field in CARD if (value := getattr(args, field))}
     written, missing = model_card.write_beside(model, output, fields)
     print("\n".join(str(path) for path in written))
     for suffix in (".md", ".openmodeldb.json"):
@@ -79,5 +82,7 @@ def main(argv: Sequence[str]) -> None:
     print(f"left for you to fill in: {', '.join(missing)}")
 
 
+run = cli.guarded(main)
+
 if __name__ == "__main__":
-  cli.guarded(main)(sys.argv[1:])
+  run(sys.argv[1:])

@@ -15,11 +15,18 @@ from configs import esrgan_psnr
 from sr_jax import prepare
 from sr_jax.data.pack import open_pack
 from sr_jax.models import load_model
+from sr_jax.models import write
 from sr_jax.models.read import read_model
+from sr_jax.models.write import save_model
 from sr_jax.training.run import train_and_evaluate
+import tiny_models
 
-WRITTEN = pathlib.Path(__file__).resolve().parent / "fixtures" / "written_by_0"
+FIXTURES = pathlib.Path(__file__).resolve().parent / "fixtures"
+WRITTEN = FIXTURES / "written_by_0"
 EXPECTED = json.loads((WRITTEN / "expected.json").read_text())
+# Before checkpoints and model files said which format they have.
+WRITTEN_LATER = FIXTURES / "written_by_1"
+EXPECTED_LATER = json.loads((WRITTEN_LATER / "expected.json").read_text())
 SETTINGS = {
   "data.source": "photos",
   "data.hr_patch": 32,
@@ -36,6 +43,16 @@ def written(tmp_path_factory) -> pathlib.Path:
   """The folder with its runs unpacked; tests that change one copy it."""
   folder = tmp_path_factory.mktemp("compatibility") / "written"
   shutil.copytree(WRITTEN, folder)
+  with tarfile.open(folder / "runs.tar.xz") as archive:
+    archive.extractall(folder, filter="data")
+  return folder
+
+
+@pytest.fixture(scope="module")
+def written_later(tmp_path_factory) -> pathlib.Path:
+  folder = tmp_path_factory.mktemp("compatibility") / "written"
+  shutil.copytree(WRITTEN_LATER, folder)
+  shutil.copytree(WRITTEN / "photos", folder / "photos")
   with tarfile.open(folder / "runs.tar.xz") as archive:
     archive.extractall(folder, filter="data")
   return folder
@@ -72,12 +89,59 @@ def test_models_are_what_they_were(written, arrays, path):
   np.testing.assert_allclose(sr, arrays[f"sr/{path}"], rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("path", EXPECTED_LATER["models"])
+def test_models_without_a_number_of_their_format_are_read(written_later, path):
+  model, expected = read_model(written_later / path), EXPECTED_LATER["models"][path]
+  assert [model.name, model.kwargs] == [expected["name"], expected["kwargs"]]
+  for key in ("digest", "ancestry", "step"):
+    assert model.info[key] == expected[key]
+  module, variables = load_model(written_later / path)
+  with np.load(WRITTEN_LATER / "expected.npz") as file:
+    sr = apply(module, variables, file["lr"])
+    np.testing.assert_allclose(sr, file[f"sr/{path}"], rtol=0, atol=1e-5)
+
+
+def test_checkpoints_without_a_digest_of_their_manifest_are_gone_on_from(
+  written_later, tmp_path, monkeypatch, capsys
+):
+  """Opened and not trained, which the next test but one does with an older one."""
+  shutil.copytree(written_later, tmp_path / "copy")
+  monkeypatch.chdir(tmp_path / "copy")
+  manifest = json.loads(pathlib.Path("unfinished/checkpoints/2/manifest/metadata").read_text())
+  assert manifest["format"] == 1 and "digest" not in manifest
+  config = tiny(esrgan_psnr.get_config("residual"), total_steps=2, **{"eval.source": ""})
+  assert train_and_evaluate(config, "unfinished") == ""
+  assert "unfinished is finished: 2 steps. Nothing to do." in capsys.readouterr().out
+  network = {"generator.kwargs.growth": 1, "discriminator.name": "unet"}
+  config = tiny(esrgan.get_config("demo"), **network, **{"discriminator.kwargs.features": 1})
+  with config.unlocked():
+    config.psnr.generator = config.generator
+  with config.unlocked():
+    config.total_steps = 2
+  assert train_and_evaluate(config, "run") == ""
+  assert "run is finished: 2 steps. Nothing to do." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
+def test_a_newer_format_of_model_files_is_refused(tmp_path, monkeypatch, suffix):
+  path = tmp_path / f"model{suffix}"
+  with monkeypatch.context() as patched:
+    patched.setattr(write, "FORMAT", 99)
+    save_model(path, tiny_models.make_model())
+  with pytest.raises(ValueError, match="has format 99, this sr_jax reads up to 2; update sr_jax"):
+    read_model(path)
+  save_model(path, tiny_models.make_model())
+  read_model(path)
+
+
 def test_a_finished_run_is_finished(written, monkeypatch, capsys):
   monkeypatch.chdir(written)  # the configuration names the photos as they lie there
   before = {path: path.stat().st_mtime_ns for path in (written / "run").rglob("*")}
   discriminator = {"discriminator.name": "unet", "discriminator.kwargs.features": 1}
   networks = {"generator.kwargs.growth": 1, **discriminator}
   config = tiny(esrgan.get_config("demo"), total_steps=2, **{"eval.source": "photos", **networks})
+  with config.unlocked():
+    config.psnr.generator = config.generator
   assert train_and_evaluate(config, "run") == ""
   assert "run is finished: 2 steps. Nothing to do." in capsys.readouterr().out
   assert {path: path.stat().st_mtime_ns for path in (written / "run").rglob("*")} == before

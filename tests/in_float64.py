@@ -33,6 +33,7 @@ def widen_what_is_read() -> None:
   """Makes a recipe's dtype="float64" known, and models and VGG's weights float64 when read."""
   from sr_jax.formats import vgg_weights
   from sr_jax.networks import build
+  from sr_jax.training import fields
   from sr_jax.training import stage
 
   def widened(read: Callable, field: str) -> Callable:
@@ -44,5 +45,6 @@ def widen_what_is_read() -> None:
     return call
 
   build.check_dtype = jnp.dtype
+  fields.FIELDS["dtype"] = fields.FIELDS["dtype"]._replace(rule=fields.ANY)
   stage.read_model = widened(stage.read_model, "variables")
   vgg_weights.load_vgg = widened(vgg_weights.load_vgg, "params")

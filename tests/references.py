@@ -80,6 +80,93 @@ def ssim(a: np.ndarray, b: np.ndarray) -> float:
   return math.fsum(scores) / len(scores)
 
 
+def block_means(image: np.ndarray, block: int) -> np.ndarray:
+  """[H, W, C] -> the means of whole blocks, [rows, columns, C]."""
+  rows, columns = image.shape[0] // block, image.shape[1] // block
+  means = np.empty((rows, columns, image.shape[2]))
+  for y in range(rows):
+    for x in range(columns):
+      tile = image[y * block : (y + 1) * block, x * block : (x + 1) * block]
+      means[y, x] = [math.fsum(channel.ravel()) / block**2 for channel in np.moveaxis(tile, 2, 0)]
+  return means
+
+
+def chroma(rgb: np.ndarray) -> np.ndarray:
+  """Cb and Cr of BT.601 in studio range, of RGB in [0, 1]; 0 to 255, from luma and the primaries.
+
+  Cb is (B - Y) scaled to 112 for pure blue, Cr (R - Y) scaled to 112 for pure red, with full-range
+  Y of weights 0.299, 0.587, 0.114.
+  """
+  r, g, b = np.moveaxis(rgb, -1, 0)
+  y = 0.299 * r + 0.587 * g + 0.114 * b
+  return np.stack([112 * (b - y) / (1 - 0.114), 112 * (r - y) / (1 - 0.299)], axis=-1) + 128
+
+
+def ms_ssim(a: np.ndarray, b: np.ndarray, scales: int) -> float:
+  """Of two grey images [H, W] in [0, 1], window by window."""
+  exponents = [0.0448, 0.2856, 0.3001, 0.2363, 0.1333][:scales]
+  kernel = np.array([[math.exp(-(i**2 + j**2) / 4.5) for j in range(-5, 6)] for i in range(-5, 6)])
+  kernel /= kernel.sum()
+  product = 1.0
+  for scale, exponent in enumerate(exponents):
+    scores = []
+    for y in range(a.shape[0] - 10):
+      for x in range(a.shape[1] - 10):
+        p, q = a[y : y + 11, x : x + 11], b[y : y + 11, x : x + 11]
+        mp, mq = (kernel * p).sum(), (kernel * q).sum()
+        vp, vq = (kernel * (p - mp) ** 2).sum(), (kernel * (q - mq) ** 2).sum()
+        cov = (kernel * (p - mp) * (q - mq)).sum()
+        score = (2 * cov + 9e-4) / (vp + vq + 9e-4)
+        if scale == scales - 1:
+          score *= (2 * mp * mq + 1e-4) / (mp**2 + mq**2 + 1e-4)
+        scores.append(score)
+    product *= max(math.fsum(scores) / len(scores), 1e-6) ** (exponent / sum(exponents))
+    a, b = (block_means(image[:, :, None], 2)[..., 0] for image in (a, b))
+  return product
+
+
+def spectrum(image: np.ndarray) -> np.ndarray:
+  """The orthonormal DFT of [H, W], frequency by frequency."""
+  height, width = image.shape
+  y, x = np.mgrid[:height, :width]
+  waves = [
+    [(image * np.exp(-2j * np.pi * (u * y / height + v * x / width))).sum() for v in range(width)]
+    for u in range(height)
+  ]
+  return np.array(waves) / math.sqrt(height * width)
+
+
+def focal_frequency(a: np.ndarray, b: np.ndarray, weighed_by: np.ndarray, alpha: float) -> float:
+  """Of two grey images [H, W]; the weights are those of `weighed_by` in the place of a."""
+  weights = np.abs(spectrum(weighed_by - b)) ** alpha
+  return float((weights / weights.max() * np.abs(spectrum(a - b)) ** 2).mean())
+
+
+def ldl(sr: np.ndarray, hr: np.ndarray, ema_sr: np.ndarray) -> float:
+  """Of one image [H, W, C], pixel by pixel."""
+  height, width, channels = sr.shape
+  residual = np.abs(hr - sr).sum(axis=2)
+  averaged = np.abs(hr - ema_sr).sum(axis=2)
+  whole = residual.var(ddof=1) ** 0.2
+
+  def reflected(i: int, n: int) -> int:
+    return -i if i < 0 else 2 * (n - 1) - i if i >= n else i
+
+  total = 0.0
+  for y in range(height):
+    for x in range(width):
+      if residual[y, x] < averaged[y, x]:
+        continue
+      around = [
+        residual[reflected(y + i, height), reflected(x + j, width)]
+        for i in range(-3, 4)
+        for j in range(-3, 4)
+      ]
+      weight = whole * np.var(around, ddof=1)
+      total += sum(abs(weight * sr[y, x, c] - weight * hr[y, x, c]) for c in range(channels))
+  return total / sr.size
+
+
 def murmur3(words: list[int], seed: int) -> int:
   """MurmurHash3 x86 32-bit of 32-bit words, in unbounded integers."""
   mask = 0xFFFFFFFF

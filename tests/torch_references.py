@@ -215,6 +215,25 @@ class UNetDiscriminator(nn.Module):
     return self.conv9(act(self.conv8(act(self.conv7(x))))).squeeze(1)
 
 
+class PatchDiscriminator(nn.Module):
+  """PatchGAN, numbered as in pix2pix's code: `model` is a Sequential."""
+
+  def __init__(self, features):
+    super().__init__()
+    layers = [nn.Conv2d(3, features, 4, 2, 1), nn.LeakyReLU(0.2)]
+    for width, stride in ((1, 2), (2, 2), (4, 1)):
+      inputs, outputs = features * width, 2 * features * width
+      layers += [
+        nn.Conv2d(inputs, outputs, 4, stride, 1, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.LeakyReLU(0.2),
+      ]
+    self.model = nn.Sequential(*layers, nn.Conv2d(8 * features, 1, 4, 1, 1))
+
+  def forward(self, x):
+    return self.model(x).squeeze(1)
+
+
 class ESRGAN(nn.Module):
   """RRDBNet of any number of channels and up-convolutions, with the names of two code bases.
 

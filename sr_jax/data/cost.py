@@ -20,13 +20,14 @@ def decoding_threads() -> int:
   return min(16, cpus.available())
 
 
-def decoding_cost(source: Source, scale: int, threads: int = 0) -> Cost | None:
+def decoding_cost(source: Source, scale: int, threads: int = 0, bits: int = 0) -> Cost | None:
   """Estimate what decoding a source takes, from its files' headers.
 
   Args:
     source: what `open_source` returned.
     scale: HR size / LR size.
     threads: the number of threads that decode; 0 for one per CPU, at most 16.
+    bits: of the pack, 8 or 16; 0 for those that the files have.
 
   Returns:
     The cost; None where the source cannot say sizes without decoding (TFDS).
@@ -38,7 +39,8 @@ def decoding_cost(source: Source, scale: int, threads: int = 0) -> Cost | None:
   threads = threads or decoding_threads()
   # Decoded pairs wait for their turn; a thread at work holds Pillow's copy, and `imresize` works
   # on a shrunk image in float64, with a copy of each tap.
-  waiting, working = 3 + 3 / scale**2, 3 + 3 + 3 * 8 * 3 / scale
+  pixel = 3 * (bits or (16 if source.deep_images(1) else 8)) // 8  # bytes
+  waiting, working = pixel + pixel / scale**2, 2 * pixel + 3 * 8 * 3 / scale
   ram = max(pixels) * ((2 * threads + 2) * waiting + threads * working)
-  disk = sum(3 * n + 3 * (n // scale**2) for n in pixels)
+  disk = sum(pixel * n + pixel * (n // scale**2) for n in pixels)
   return Cost(len(sizes), sum(pixels), disk, int(ram))

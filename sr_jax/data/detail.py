@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sr_jax.data.pack import Pack, lr_image
+from sr_jax.images.files import to_8_bits
 
 BLOCK = 8  # side in LR pixels
 Array = Any  # an array of numpy or of jax.numpy
@@ -36,8 +37,11 @@ class Detail(NamedTuple):
 
 
 def measure(pack: Pack) -> Detail:
-  """Measures the detail of every LR image of a pack, in a 16th of a byte for each pixel."""
-  tables = [_table(lr_image(pack, i)) for i in range(len(pack.names))]
+  """Measures the detail of every LR image of a pack, in a 16th of a byte for each pixel.
+
+  Of 16 bits the upper 8 count, so that no sum of a crop wraps.
+  """
+  tables = [_table(to_8_bits(lr_image(pack, i))) for i in range(len(pack.names))]
   sizes = np.array([table.size for table in tables], np.int64)
   return Detail(
     sums=np.concatenate([table.reshape(-1) for table in tables]),

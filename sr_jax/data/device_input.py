@@ -3,7 +3,7 @@
 The host does nothing during a step: a jitted function, which may be part of the training step,
 works out from the number of the step what to cut, cuts it and flips it. The examples are the same
 as those of `tf_input.py`, bit for bit. A pack that does not fit in a device's memory is divided
-among the devices, which then exchange crops, uint8, once a step.
+among the devices, which then exchange crops, in the pack's own bits, once a step.
 """
 
 from collections.abc import Callable
@@ -24,9 +24,9 @@ from sr_jax.data import sampling
 
 PLACEMENTS = ("auto", "replicated", "sharded")
 CHUNK_BYTES = 2**26  # of the pack that are on their way to the device at a time
-# The pixels are stored as a few long segments [segments, bytes]: an accelerator's integers have 32
-# bits, which number the bytes of a segment, where all the bytes may be 29 GB.
-SEGMENT_BYTES = 2**30
+# The pixels are stored as a few long segments [segments, values]: an accelerator's integers have 32
+# bits, which number the values of a segment, where all the values may be 29 billion.
+SEGMENT_VALUES = 2**30
 
 Arrays = dict[str, jax.Array]
 Cut = Callable[[Arrays, Any], Arrays]
@@ -41,6 +41,7 @@ def make_cutter(
   sharding: NamedSharding | None = None,
   placement: str = "auto",
   draws: int = 1,
+  symmetries: int = 8,
 ) -> tuple[Arrays, Cut]:
   """Put a pack on the device, and make the function that cuts batches out of it.
 
@@ -53,10 +54,11 @@ def make_cutter(
     placement: 'replicated', all of the pack on every device; 'sharded', a part of it on each, and
       an exchange of crops in every step; 'auto', replicated where that fits.
     draws: corners that each crop is the best of, by its detail.
+    symmetries: as for `sampling.example_plan`.
 
   Returns:
-    The arrays, on the device, and cut(arrays, step) -> {'lr': uint8 [N, h, w, 3], 'hr': uint8
-    [N, H, W, 3]}. `step` is an integer or an integer [], traced or not, below 2^32. Call it
+    The arrays, on the device, and cut(arrays, step) -> {'lr': [N, h, w, 3], 'hr': [N, H, W, 3]} of
+    the pack's dtype. `step` is an integer or an integer [], traced or not, below 2^32. Call it
     inside a jitted function, and pass the arrays as arguments: what a jitted function closes over
     is copied into the program.
 
@@ -70,7 +72,7 @@ def make_cutter(
   n_images, scale = len(pack.names), pack.scale
   sampling.traced_positions(np, 0, batch_size, n_images)  # raises where 32 bits are too few
   devices = list(sharding.mesh.devices.flat) if sharding else [jax.local_devices()[0]]
-  placement = choose_placement(pack.hr.size + pack.lr.size, devices, placement)
+  placement = choose_placement(pack.hr.nbytes + pack.lr.nbytes, devices, placement)
   axes = sharding.spec[0] if placement == "sharded" else None
   parts = len(devices) if placement == "sharded" else 1
   if batch_size % parts:
@@ -84,10 +86,11 @@ def make_cutter(
     key: segment_length(flat.size, parts) for key, flat in (("lr", pack.lr), ("hr", pack.hr))
   }
   cutter = _Cutter(
-    batch_size, lr_patch, seed, n_images, scale, tuple(lengths.values()), sharding, axes, draws
-  )
+    batch_size, lr_patch, seed, n_images, scale, tuple(lengths.values()), sharding, axes, draws,
+    symmetries,
+  )  # fmt: skip
   detail = measure(pack) if draws > 1 else None
-  return _put_pack(pack, lr_patch, lengths, parts, axes, sharding, detail), cutter.cut_step
+  return _put_pack(pack, lr_patch, lengths, parts, axes, sharding, detail), cutter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,11 +103,12 @@ class _Cutter:
     seed: of the run.
     n_images: in the pack.
     scale: of the pack.
-    lengths: bytes of a segment of the LR and of the HR pixels.
+    lengths: values of a segment of the LR and of the HR pixels.
     sharding: of the batches, or None for one device.
     axes: the names of the mesh's axes that the pack is divided over; None where each device has
       all of it.
     draws: corners that each crop is the best of, by its detail.
+    symmetries: of the 8, how many are drawn from.
   """
 
   batch_size: int
@@ -116,15 +120,24 @@ class _Cutter:
   sharding: NamedSharding | None
   axes: Any
   draws: int
+  symmetries: int
 
-  def cut_step(self, arrays: Arrays, step: Any) -> Arrays:
+  def __call__(self, arrays: Arrays, step: Any) -> Arrays:
     """The batch of a step."""
     epoch, position = sampling.traced_positions(jnp, step, self.batch_size, self.n_images)
     detail = None
     if self.draws > 1:
       detail = Detail(*(arrays[f"detail_{name}"] for name in Detail._fields))
     plan = sampling.example_plan(
-      jnp, self.seed, epoch, position, arrays["lr_sizes"], self.lr_patch, detail, self.draws
+      jnp,
+      self.seed,
+      epoch,
+      position,
+      arrays["lr_sizes"],
+      self.lr_patch,
+      detail,
+      self.draws,
+      self.symmetries,
     )
     # Without the barrier XLA's CPU compiler works a pixel's plan out anew for each pixel.
     plan = jax.lax.optimization_barrier(plan)
@@ -157,17 +170,17 @@ class _Cutter:
   def _cut(self, arrays: Arrays, plan: sampling.Plan) -> Arrays:
     pitch, batch = arrays["lr_pitch"][plan.image], {}
     for key, factor, length in zip(("lr", "hr"), (1, self.scale), self.lengths, strict=True):
-      segment, byte = row_addresses(
+      segment, first = row_addresses(
         jnp,
         arrays[f"{key}_segment"][plan.image],
-        arrays[f"{key}_byte"][plan.image],
+        arrays[f"{key}_first"][plan.image],
         pitch * factor,
         plan.y * factor,
         plan.x * factor,
         self.lr_patch * factor,
         length,
       )
-      crops = _crops(arrays[key], segment, byte, self.lr_patch * factor, self.axes)
+      crops = _crops(arrays[key], segment, first, self.lr_patch * factor, self.axes)
       batch[key] = _dihedral(crops, plan.dihedral)
     return batch
 
@@ -186,7 +199,7 @@ def _put_pack(
   if detail:
     arrays |= {f"detail_{name}": array for name, array in detail._asdict().items()}
   for key, offsets in (("lr", pack.lr_offsets), ("hr", pack.hr_offsets)):
-    arrays[f"{key}_segment"], arrays[f"{key}_byte"] = split_offsets(offsets, lengths[key])
+    arrays[f"{key}_segment"], arrays[f"{key}_first"] = split_offsets(offsets, lengths[key])
   replicated = NamedSharding(sharding.mesh, PartitionSpec()) if sharding else None
   arrays = {key: _put(array, replicated) for key, array in arrays.items()}
   rows = NamedSharding(sharding.mesh, PartitionSpec(axes)) if sharding else None
@@ -196,46 +209,46 @@ def _put_pack(
 
 
 def segment_length(size: int, parts: int) -> int:
-  """Say how long segments of `size` bytes are, so that the parts share their number evenly."""
-  count = -(-size // (SEGMENT_BYTES * parts)) * parts
+  """Say how long segments of `size` values are, so that the parts share their number evenly."""
+  count = -(-size // (SEGMENT_VALUES * parts)) * parts
   return -(-size // count)
 
 
 def split_offsets(offsets: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
-  """Split the numbers of bytes into segments and bytes in them.
+  """Split the numbers of values into segments and values in them.
 
   Args:
     offsets: int64 [n].
-    length: of a segment in bytes.
+    length: of a segment in values.
 
   Returns:
-    segment and byte in it, int32 [n].
+    segment and value in it, int32 [n].
   """
-  segment, byte = np.divmod(offsets, np.int64(length))
-  return segment.astype(np.int32), byte.astype(np.int32)
+  segment, first = np.divmod(offsets, np.int64(length))
+  return segment.astype(np.int32), first.astype(np.int32)
 
 
 def row_addresses(
-  xp: Any, segment: Any, byte: Any, pitch: Any, y: Any, x: Any, size: int, length: int
+  xp: Any, segment: Any, first: Any, pitch: Any, y: Any, x: Any, size: int, length: int
 ) -> tuple[Any, Any]:
   """Say where the rows of crops begin, in 32 bits.
 
   Args:
     xp: numpy or jax.numpy.
-    segment: of each image's first byte, int32 [N].
-    byte: in that segment, int32 [N].
+    segment: of each image's first value, int32 [N].
+    first: in that segment, int32 [N].
     pitch: pixels from one row of the image to the next, int32 [N].
     y: top row of the crop, int32 [N].
     x: left column of the crop, int32 [N].
     size: side of the crop in pixels.
-    length: of a segment in bytes, at most 2^30.
+    length: of a segment in values, at most 2^30.
 
   Returns:
-    segment and byte in it, int32 [N, size]. The bytes of an image are below 2^30 (`images/files.py`
-    refuses larger ones), so that no sum reaches 2^31.
+    segment and value in it, int32 [N, size]. The values of an image are below 2^30
+    (`images/files.py` refuses larger ones), so that no sum reaches 2^31.
   """
   row = y[:, None] + xp.arange(size, dtype=xp.int32)[None]
-  start = byte[:, None] + (row * pitch[:, None] + x[:, None]) * 3
+  start = first[:, None] + (row * pitch[:, None] + x[:, None]) * 3
   return segment[:, None] + start // length, start % length
 
 
@@ -279,9 +292,9 @@ def _put(array: np.ndarray, sharding: NamedSharding | None) -> jax.Array:
 def _put_segments(
   flat: np.ndarray, length: int, overlap: int, parts: int, sharding: NamedSharding | None
 ) -> jax.Array:
-  """Copies flat bytes to the devices as uint8 [segments, length + overlap].
+  """Copies flat values to the devices as [segments, length + overlap].
 
-  A segment begins every `length` bytes and ends with the first bytes of the next, so that a row
+  A segment begins every `length` values and ends with the first values of the next, so that a row
   of a crop lies in one.
   """
   shape = -(-flat.size // (length * parts)) * parts, length + overlap
@@ -302,39 +315,40 @@ def _copy(
   Copied as a whole, the pack would also take as much of the host's memory on its way.
   """
   with jax.default_device(device):
-    segments = jnp.zeros(shape, jnp.uint8)
+    segments = jnp.zeros(shape, flat.dtype)
+    step = CHUNK_BYTES // flat.itemsize
     for segment in range(shape[0]):
       pixels = flat[segment * length : segment * length + shape[1]]
-      for byte in range(0, len(pixels), CHUNK_BYTES):
-        piece = pixels[byte : byte + CHUNK_BYTES]
-        segments = _write(segments, piece, np.int32(segment), np.int32(byte))
+      for first in range(0, len(pixels), step):
+        piece = pixels[first : first + step]
+        segments = _write(segments, piece, np.int32(segment), np.int32(first))
         segments.block_until_ready()  # or all the pieces would wait in memory for their turn
   return segments
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _write(segments: jax.Array, piece: jax.Array, segment: Any, byte: Any) -> jax.Array:
-  return jax.lax.dynamic_update_slice(segments, piece[None], (segment, byte))
+def _write(segments: jax.Array, piece: jax.Array, segment: Any, first: Any) -> jax.Array:
+  return jax.lax.dynamic_update_slice(segments, piece[None], (segment, first))
 
 
 def _crops(
-  segments: jax.Array, segment: jax.Array, byte: jax.Array, size: int, axes: Any
+  segments: jax.Array, segment: jax.Array, first: jax.Array, size: int, axes: Any
 ) -> jax.Array:
-  """Cuts squares: segment and byte of their rows [N, size] -> uint8 [N, size, size, 3].
+  """Cuts squares: segment and first value of their rows [N, size] -> [N, size, size, 3].
 
   With the names of mesh axes `segments` are this device's, and the rows that others have are 0.
   """
   if axes is not None:
     segment = segment - jax.lax.axis_index(axes) * len(segments)
 
-  # A whole row at a time: a gather of single bytes takes 7 times as long (on a CPU).
-  def take_row(segment, byte):
-    return jax.lax.dynamic_slice(segments, (segment, byte), (1, size * 3))[0]
+  # A whole row at a time: a gather of single values takes 7 times as long (on a CPU).
+  def take_row(segment, first):
+    return jax.lax.dynamic_slice(segments, (segment, first), (1, size * 3))[0]
 
-  pixels = jax.vmap(jax.vmap(take_row))(segment, byte)
+  pixels = jax.vmap(jax.vmap(take_row))(segment, first)
   if axes is not None:
     here = (segment >= 0) & (segment < len(segments))
-    pixels = jnp.where(here[..., None], pixels, jnp.uint8(0))
+    pixels = jnp.where(here[..., None], pixels, jnp.zeros((), pixels.dtype))
   return pixels.reshape(-1, size, size, 3)
 
 

@@ -95,6 +95,7 @@ def example_plan(
   lr_patch: int,
   detail: Detail | None = None,
   draws: int = 1,
+  symmetries: int = 8,
 ) -> Plan:
   """Choose image, crop and dihedral of examples.
 
@@ -108,6 +109,7 @@ def example_plan(
     lr_patch: side of the crop in LR pixels.
     detail: where the images have detail; needed for more than one draw.
     draws: how many corners are drawn for each example. The crop with the most detail is taken.
+    symmetries: of the 8, how many are drawn from: 2 are as it is and mirrored left to right.
 
   Returns:
     The plan of the N examples. Corners and dihedrals are drawn uniformly, images without
@@ -138,7 +140,7 @@ def example_plan(
       more = amount > most
       most = xp.where(more, amount, most)
       y, x = (xp.where(more, new, old) for new, old in zip(other, (y, x), strict=True))
-  return Plan(image, y, x, (draw(2) % np.uint32(8)).astype(xp.int32))
+  return Plan(image, y, x, (draw(2) % np.uint32(symmetries)).astype(xp.int32))
 
 
 def take_example(pack: Pack, plan: Plan, lr_patch: int) -> tuple[np.ndarray, np.ndarray]:
@@ -150,7 +152,7 @@ def take_example(pack: Pack, plan: Plan, lr_patch: int) -> tuple[np.ndarray, np.
     lr_patch: side of the LR crop in pixels.
 
   Returns:
-    LR uint8 [lr_patch, lr_patch, 3], HR uint8 [lr_patch * scale, lr_patch * scale, 3].
+    LR [lr_patch, lr_patch, 3], HR [lr_patch * scale, lr_patch * scale, 3], of the pack's dtype.
   """
   i, y, x, dihedral = (int(part) for part in plan)
   s = pack.scale
@@ -170,6 +172,7 @@ def cut_batch(
   stop: int | None = None,
   detail: Detail | None = None,
   draws: int = 1,
+  symmetries: int = 8,
 ) -> tuple[np.ndarray, np.ndarray]:
   """Cut the batch of a step, or some of its rows, on the host.
 
@@ -183,15 +186,17 @@ def cut_batch(
     stop: the end of the rows that are wanted, by default the end of the batch.
     detail: where the images have detail, as for `example_plan`.
     draws: corners that each crop is the best of, by its detail.
+    symmetries: as for `example_plan`.
 
   Returns:
-    LR uint8 [n, lr_patch, lr_patch, 3], HR uint8 [n, lr_patch * scale, lr_patch * scale, 3].
+    LR [n, lr_patch, lr_patch, 3], HR [n, lr_patch * scale, lr_patch * scale, 3], of the pack's
+    dtype.
   """
   epoch, position = batch_positions(step, batch_size, len(pack.names), start, stop)
-  plan = example_plan(np, seed, epoch, position, pack.lr_sizes, lr_patch, detail, draws)
+  plan = example_plan(np, seed, epoch, position, pack.lr_sizes, lr_patch, detail, draws, symmetries)
   hr_patch = lr_patch * pack.scale
-  lr = np.empty((len(position), lr_patch, lr_patch, 3), np.uint8)
-  hr = np.empty((len(position), hr_patch, hr_patch, 3), np.uint8)
+  lr = np.empty((len(position), lr_patch, lr_patch, 3), pack.lr.dtype)
+  hr = np.empty((len(position), hr_patch, hr_patch, 3), pack.hr.dtype)
   for row, example in enumerate(zip(*plan, strict=True)):
     lr[row], hr[row] = take_example(pack, Plan(*example), lr_patch)
   return lr, hr

@@ -30,6 +30,7 @@ def make_tf_input(
   process_count: int = 1,
   threads: int = 0,
   draws: int = 1,
+  symmetries: int = 8,
 ) -> Iterator[dict[str, np.ndarray]]:
   """Make the endless stream of this host's batches.
 
@@ -46,9 +47,11 @@ def make_tf_input(
     process_count: number of hosts.
     threads: the number of threads that cut batches; 0 lets tf.data choose.
     draws: corners that each crop is the best of, by its detail.
+    symmetries: as for `sampling.example_plan`.
 
   Returns:
-    Batches {'lr': uint8 [b, h, w, 3], 'hr': uint8 [b, H, W, 3]}, b = batch_size / process_count.
+    Batches {'lr': [b, h, w, 3], 'hr': [b, H, W, 3]} of the pack's dtype, b = batch_size /
+    process_count.
 
   Raises:
     UserError: the hosts cannot share the batch evenly, or an image is smaller than the crop.
@@ -77,10 +80,12 @@ def make_tf_input(
       stop=start + host_batch,
       detail=detail,
       draws=draws,
+      symmetries=symmetries,
     )
 
   def batch(step):
-    lr, hr = tf.numpy_function(cut, [step], [tf.uint8, tf.uint8], stateful=False)
+    dtype = tf.as_dtype(pack.hr.dtype)
+    lr, hr = tf.numpy_function(cut, [step], [dtype, dtype], stateful=False)
     return {
       "lr": tf.ensure_shape(lr, [host_batch, lr_patch, lr_patch, 3]),
       "hr": tf.ensure_shape(hr, [host_batch, hr_patch, hr_patch, 3]),
@@ -110,7 +115,7 @@ def ram_bytes(
     Bytes of the batches that are being cut (twice: numpy's and TensorFlow's) and that wait.
   """
   pixels = batch_size // process_count * lr_patch**2 * (1 + pack.scale**2)
-  return 3 * pixels * (2 * (threads or cpus.available()) + PREFETCH + 1)
+  return 3 * pack.hr.itemsize * pixels * (2 * (threads or cpus.available()) + PREFETCH + 1)
 
 
 def _closed_at_exit(iterator: Iterator[dict[str, np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:

@@ -11,6 +11,7 @@ import numpy as np
 from sr_jax import UserError
 from sr_jax.data.source import Source, stamp_of
 from sr_jax.images.files import read_image
+from sr_jax.machine.paths import user_path
 
 
 def open_tfds(rest: str, keep_grey: bool) -> Source:
@@ -78,17 +79,15 @@ def open_tfds(rest: str, keep_grey: bool) -> Source:
 
 def _prepared_folder(name: str, spec: str) -> pathlib.Path:
   """Finds the folder of a data set that is prepared on disk, without importing TensorFlow."""
-  data_dir = pathlib.Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+  data_dir = user_path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
   folder = data_dir / name
   found = [*folder.glob("dataset_info.json"), *folder.glob("*/dataset_info.json")]
   if found:  # NAME may end in a version; without one the newest counts
     return max((path.parent for path in found), key=_version)
   raise UserError(
-    f"source {spec!r} must be prepared in {data_dir} ($TFDS_DATA_DIR), and is not. sr_jax never "
-    "downloads: prepare it once (NAME needs its config, as div2k/bicubic_x4) with\n"
-    f"  tfds build {name}\n"
-    "or give a folder of images instead:\n"
-    "  --config.data.source=DIR --config.eval.source=DIR"
+    f"it must be prepared in {data_dir} ($TFDS_DATA_DIR), and is not; sr_jax never downloads: "
+    f"prepare it once by `tfds build {name}` (NAME needs its config, as div2k/bicubic_x4), or give "
+    "a folder of images"
   )
 
 
@@ -105,7 +104,7 @@ def _image_features(features: Any, image_type: type, name: str) -> tuple[str, st
     return "image" if "image" in keys else keys[0], ""
   raise UserError(
     f"{name} must have image features 'hr' and 'lr', or 'image'; it has {sorted(features)}; "
-    "export its images to a folder and give --config.data.source=DIR"
+    "export its images to a folder, and give it"
   )
 
 

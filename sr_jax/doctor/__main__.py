@@ -15,19 +15,20 @@ import argparse
 import collections
 import json
 import os
-import pathlib
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 
 import sr_jax
 
+from sr_jax import command
 from sr_jax.doctor.accelerators import check_devices
 from sr_jax.doctor.environment import check_environment
 from sr_jax.doctor.finding import FAULT, INSTALL, OK, WARNING, Finding, Findings
 from sr_jax.doctor.host import check_disk, check_machine
 from sr_jax.doctor.packages import check_models, check_python, check_tensorflow
 from sr_jax.doctor.photographs import check_data, check_decoding
+from sr_jax.machine.paths import user_path
 
 CHECKS: dict[str, Callable[[argparse.Namespace], Findings]] = {
   "python": check_python,
@@ -71,11 +72,7 @@ def show(finding: Finding) -> None:
 
 def main(argv: Sequence[str]) -> int:
   """Runs the checks and prints what they find. Returns the exit status."""
-  parser = argparse.ArgumentParser(
-    prog="python -m sr_jax.doctor",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
+  parser = command.parser("doctor", __doc__)
   parser.add_argument("--data", default="", metavar="DIR", help="decode and audit its images")
   parser.add_argument("--workdir", default="runs", metavar="DIR", help="folder of the runs (runs)")
   cache = os.environ.get("SR_JAX_CACHE") or "~/.cache/sr_jax"
@@ -104,7 +101,7 @@ def main(argv: Sequence[str]) -> int:
   if args.json:
     facts = {"sr_jax": sr_jax.__version__, "faults": faults, "warnings": cautions}
     try:
-      pathlib.Path(args.json).write_text(json.dumps({**facts, "findings": report}, indent=2) + "\n")
+      user_path(args.json).write_text(json.dumps({**facts, "findings": report}, indent=2) + "\n")
     except OSError as error:
       print(f"error: --json: {error}", file=sys.stderr)
       return 1
@@ -115,5 +112,7 @@ def _plural(count: int, noun: str) -> str:
   return f"{count or 'no'} {noun}{'' if count == 1 else 's'}"
 
 
+run = main
+
 if __name__ == "__main__":
-  sys.exit(main(sys.argv[1:]))
+  sys.exit(run(sys.argv[1:]))

@@ -22,7 +22,7 @@ from sr_jax.doctor.finding import (
   in_child,
   last_line,
 )
-from sr_jax.doctor.host import Gpu, nvidia_gpus
+from sr_jax.machine.memory import Gpu, nvidia_gpus
 from sr_jax.doctor.packages import CUDA_PLUGINS, installed, with_extra
 
 LOW_SHARED_MEMORY = GIB  # Docker gives 64 MiB, with which NCCL fails

@@ -3,14 +3,13 @@
 import argparse
 import os
 import pathlib
-import re
 import shutil
-import subprocess
 import tempfile
-from typing import NamedTuple
 
 from sr_jax.machine import cpus
-from sr_jax.doctor.finding import FAULT, GIB, OK, WARNING, Finding, Findings, last_line
+from sr_jax.machine.memory import memory
+from sr_jax.doctor.finding import FAULT, GIB, OK, WARNING, Finding, Findings
+from sr_jax.machine.paths import user_path
 
 # Rules of thumb: three checkpoints of both stages of ESRGAN take about 4 GB, DIV2K decoded 8 GB.
 LOW_DISK, TOO_LOW_DISK = 5 * GIB, 1 * GIB
@@ -50,54 +49,6 @@ def check_machine(args: argparse.Namespace) -> Findings:
     yield Finding(WARNING, "open-files-low", what, f"ulimit -n {max(4096, files)}")
 
 
-def memory() -> tuple[int, int]:
-  """Returns the bytes of memory that this process can use, and of all; (0, 0) if not known."""
-  try:
-    lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
-    table = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
-    free, total = table["MemAvailable"], table["MemTotal"]
-  except (OSError, KeyError, ValueError):
-    return 0, 0
-  limit, used = _cgroup("memory.max"), _cgroup("memory.current")
-  if limit.isdigit() and used.isdigit():  # a container; 'max' is no limit
-    free, total = min(free, int(limit) - int(used)), min(total, int(limit))
-  return max(free, 1), total
-
-
-def _cgroup(name: str) -> str:
-  try:
-    return pathlib.Path("/sys/fs/cgroup", name).read_text().strip()
-  except OSError:
-    return ""
-
-
-class Gpu(NamedTuple):
-  """A GPU as nvidia-smi lists it."""
-
-  name: str
-  total: int  # MiB, 0 where nvidia-smi does not say
-  used: int
-  driver: int  # first number of its version
-
-
-def nvidia_gpus() -> tuple[list[Gpu], str]:
-  """Returns the GPUs that nvidia-smi lists, and its error; ([], '') if there is no nvidia-smi."""
-  if not shutil.which("nvidia-smi"):
-    return [], ""
-  fields = "name,memory.total,memory.used,driver_version"
-  command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
-  try:
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=30)
-  except (OSError, subprocess.TimeoutExpired) as error:
-    return [], str(error)
-  if ran.returncode:
-    return [], last_line(ran.stdout + ran.stderr) or f"exit status {ran.returncode}"
-  rows = [[cell.strip() for cell in line.split(",")] for line in ran.stdout.splitlines()]
-  numbers = [[int("0" + re.match(r"\d*", cell)[0]) for cell in row[1:4]] for row in rows]
-  rows = zip(rows, numbers, strict=True)
-  return [Gpu(row[0], *cells) for row, cells in rows if len(cells) == 3], ""
-
-
 def check_disk(args: argparse.Namespace) -> Findings:
   """Checks the folders of runs and of decoded images: their room, and a file written and read."""
   for flag, folder in (("--workdir", args.workdir), ("--cache", args.cache)):
@@ -109,7 +60,7 @@ def _check_folder(flag: str, name: str) -> Findings:
     remedy = "try a short run there, such as --config configs/esrgan.py:demo"
     yield Finding(WARNING, "not-local", f"{flag}={name} is no local folder: untested", remedy)
     return
-  folder = pathlib.Path(name).expanduser().absolute()
+  folder = user_path(name).absolute()
   existing = folder
   while not os.path.lexists(existing):  # the run makes what is missing; the doctor does not
     existing = existing.parent

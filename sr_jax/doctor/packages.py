@@ -20,7 +20,7 @@ from sr_jax.doctor.finding import (
   in_child,
   last_line,
 )
-from sr_jax.doctor.host import nvidia_gpus
+from sr_jax.machine.memory import nvidia_gpus
 
 TENSORFLOW = ("tensorflow-cpu", "tensorflow", "tf-nightly-cpu", "tf-nightly")
 CUDA_PLUGINS = ("jax-cuda12-plugin", "jax-cuda12-pjrt", "jax-cuda13-plugin", "jax-cuda13-pjrt")

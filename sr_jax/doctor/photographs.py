@@ -14,6 +14,7 @@ from typing import NamedTuple
 from sr_jax import UserError
 from sr_jax.machine import cpus
 from sr_jax.doctor.finding import FAULT, GIB, OK, WARNING, Finding, Findings
+from sr_jax.machine.paths import user_path
 
 
 def check_decoding(args: argparse.Namespace) -> Findings:
@@ -74,19 +75,19 @@ class Image(NamedTuple):
 def check_data(args: argparse.Namespace) -> Findings:
   """Checks every image of --data, decoded as training will decode it."""
   from sr_jax.data.folders import HR_FOLDERS
-  from sr_jax.images.files import SUFFIXES, list_images
+  from sr_jax.images.files import READABLE, list_images
 
   if not args.data:
     yield Finding(OK, "", "not asked for; --data DIR decodes every image of a folder")
     return
-  folder = pathlib.Path(args.data).expanduser()
+  folder = user_path(args.data)
   if not folder.is_dir():
     yield _source_finding(args.data)
     return
   folder = next((folder / sub for sub in HR_FOLDERS if (folder / sub).is_dir()), folder)
   paths = list_images(folder)
   if not paths:
-    what = f"{folder} holds no images ({', '.join(SUFFIXES)})"
+    what = f"{folder} holds no images ({', '.join(READABLE)})"
     yield Finding(FAULT, "no-images", what, "give the folder that holds the HR images")
     return
   with warnings.catch_warnings():
@@ -125,6 +126,7 @@ def _audit(path: pathlib.Path) -> Image:
   import PIL.Image
 
   from sr_jax.images.files import read_image
+  from sr_jax.images.opening import bits_of
 
   try:
     data = path.read_bytes()
@@ -137,9 +139,9 @@ def _audit(path: pathlib.Path) -> Image:
     alpha = header.has_transparency_data
   kinds = ["grey" if mode in ("1", "L", "LA", "La") or mode.startswith("I") else ""]
   kinds += ["CMYK" if mode == "CMYK" else "", "with alpha" if alpha else ""]
-  # Pillow opens 16-bit RGB as 8-bit; a PNG's 25th byte says the depth.
-  deep = data[:8] == b"\x89PNG\r\n\x1a\n" and data[24] == 16
-  kinds += ["16-bit" if deep or mode.startswith("I") else "", "turned by EXIF" if turned else ""]
+  deep = "16-bit" if bits_of(data) == 16 else ""
+  deep = deep or ("16-bit grey" if mode.startswith("I") else "")
+  kinds += [deep, "turned by EXIF" if turned else ""]
   kinds = tuple(kind for kind in kinds if kind)
   color = () if "grey" in kinds or "CMYK" in kinds else ("RGB",)
   return Image(path, hashlib.sha256(data).hexdigest(), (width, height), color + kinds)
@@ -170,7 +172,8 @@ def _treated(good: list[Image]) -> Findings:
   rules = {
     "CMYK": "converted without their colour profile",
     "with alpha": "put on white",
-    "16-bit": "rounded to 8 bits",
+    "16-bit": "trained on with their bits, 6 bytes a pixel for all images, and scored at 8 bits",
+    "16-bit grey": "rounded to 8 bits, since they are neither PNG nor TIFF of 16 bits",
   }
   counts = {kind: sum(kind in image.kinds for image in good) for kind in rules}
   if any(counts.values()):
@@ -206,7 +209,7 @@ def _twice(good: list[Image], folder: pathlib.Path) -> Findings:
 
 def _decoded_size(good: list[Image], cache: str) -> Findings:
   needed = sum(width * height for width, height in (image.size for image in good)) * 3 * 17 // 16
-  folder = pathlib.Path(cache).expanduser().absolute()
+  folder = user_path(cache).absolute()
   while not folder.exists():
     folder = folder.parent
   free = shutil.disk_usage(folder).free

@@ -16,10 +16,16 @@ class Panels:
   """Collects the SR images of several models, model by model, and draws a row for each image.
 
   A row shows the same crop of each: the one where the first model that is not bicubic errs most.
+
+  Args:
+    max_images: how many images are drawn, the first ones.
+    crop: side of the crops, HR pixels.
+    steady: take the crop where the enlarged LR image errs most instead, which is the same for every
+      model.
   """
 
-  def __init__(self, max_images: int = 4, crop: int = 128):
-    self._max_images, self._crop = max_images, crop
+  def __init__(self, max_images: int = 4, crop: int = 128, *, steady: bool = False):
+    self._max_images, self._crop, self._steady = max_images, crop, steady
     self._rows: dict[str, list[tuple[str, np.ndarray, Mapping[str, float]]]] = {}
     self._ends: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
@@ -45,6 +51,8 @@ class Panels:
     if title not in self._rows and len(self._rows) >= self._max_images:
       return
     self._ends[title] = (lr, hr)
+    if self._steady:  # only what will be drawn is kept
+      sr = sr[_worst_window(_enlarged(lr, hr), hr, self._crop)]
     self._rows.setdefault(title, []).append((label, sr, scores))
 
   def draw(self) -> np.ndarray:
@@ -58,17 +66,17 @@ class Panels:
     font, small = ImageFont.load_default(15), ImageFont.load_default(13)
     for i, (title, row) in enumerate(self._rows.items()):
       lr, hr = self._ends[title]
+      lr_large = _enlarged(lr, hr)
       judged = next((sr for label, sr, _ in row if label != BASELINE), row[0][1])
-      window = _worst_window(judged, hr, self._crop)
-      scale = hr.shape[0] // lr.shape[0]
-      lr_large = lr.repeat(scale, axis=0).repeat(scale, axis=1)
+      window = _worst_window(lr_large if self._steady else judged, hr, self._crop)
       cells = [("LR", lr_large, f"{lr.shape[1]}x{lr.shape[0]}")]
       cells += [(label, sr, _describe(scores)) for label, sr, scores in row]
       cells += [("HR", hr, f"{title}  {hr.shape[1]}x{hr.shape[0]}")]
       top = i * row_height + _GAP
       for j, (label, image, caption) in enumerate(cells):
         left = _GAP + j * (cell + _GAP)
-        crop = Image.fromarray(image[window])
+        whole = image.shape == hr.shape
+        crop = Image.fromarray(image[window] if whole else image)
         size = (crop.width * _ZOOM, crop.height * _ZOOM)  # less than a cell for a small image
         canvas.paste(crop.resize(size, Image.Resampling.NEAREST), (left, top))
         draw.text((left, top + cell + 2), label, fill="black", font=font)
@@ -76,7 +84,15 @@ class Panels:
     return np.asarray(canvas)
 
 
+def _enlarged(lr: np.ndarray, hr: np.ndarray) -> np.ndarray:
+  """Repeats the pixels of an LR image, to the size of its HR image."""
+  scale = hr.shape[0] // lr.shape[0]
+  return lr.repeat(scale, axis=0).repeat(scale, axis=1)
+
+
 def _describe(scores: Mapping[str, float]) -> str:
+  if "lpips_alex" in scores:
+    return f"{scores['psnr_y']:.2f} dB (Y)   LPIPS {scores['lpips_alex']:.3f}"
   return f"{scores['psnr_y']:.2f} dB   SSIM {scores['ssim_y']:.4f}   (Y)"
 
 

@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from sr_jax import __version__
+from sr_jax import __version__, harmless
 from sr_jax.evaluation import comparison, report, tables
 from sr_jax.evaluation.test_sets import TestImage
 from sr_jax.images.files import safe_output_path, unused_path, write_image
 from sr_jax.machine import cpus
+from sr_jax.machine.writing import write_file
 from sr_jax.metrics.table import Table, columns, protocol
 from sr_jax.runs import logs
 from sr_jax.upscaling.upscaler import BASELINE, bicubic_upscaler
@@ -43,10 +44,17 @@ class Output:
     folder: the folder for the results that all models share.
     models: the models to compare.
     scale: the upsampling factor of all models.
+    lr: {set: where its LR images come from}; '' for MATLAB's bicubic.
   """
 
-  def __init__(self, folder: pathlib.Path, models: Sequence[Compared], scale: int):
-    self._folder, self._models, self._scale = folder, models, scale
+  def __init__(
+    self,
+    folder: pathlib.Path,
+    models: Sequence[Compared],
+    scale: int,
+    lr: Mapping[str, str] | None = None,
+  ):
+    self._folder, self._models, self._scale, self._lr = folder, models, scale, lr
     self._panels, self._page = comparison.Panels(), report.Report()
     self._taken: dict[str, set[pathlib.Path]] = {model.label: set() for model in models}
 
@@ -81,22 +89,7 @@ class Output:
     Args:
       results: {label: {set: what `scoring.evaluate_set` returned for this label}}.
     """
-    table = {
-      label: {
-        set_name: {key: value for key, value in scores.items() if key != "images"}
-        for set_name, scores in sets.items()
-      }
-      for label, sets in results.items()
-    }
-    how = protocol(columns(table))
-    engines = [model.facts["engine"] for model in self._models if "engine" in model.facts]
-    if engines:
-      how["engine"] = " and ".join(dict.fromkeys(engines))
-    for label, spec, folder, facts in self._models:
-      own = {key: value for key, value in facts.items() if key == "engine"}
-      one = {"model": spec, "scale": self._scale, "facts": facts, "made": made()}
-      one["protocol"] = how | own
-      _write_text(folder / "results.json", _json(one | {"sets": results[label]}))
+    table, how = write_scores(self._folder, self._models, self._scale, results, self._lr)
     write_image(self._folder / "comparison.png", self._panels.draw())
     set_names = dict.fromkeys(set_name for sets in results.values() for set_name in sets)
     curves = {model.label: logs.read_curves(model.spec) for model in self._models}
@@ -109,7 +102,44 @@ class Output:
       curves={label: series for label, series in curves.items() if series},
       facts={model.label: model.facts for model in self._models},
     )
-    _write_table(self._folder, table, how)
+
+
+def write_scores(
+  folder: pathlib.Path,
+  models: Sequence[Compared],
+  scale: int,
+  results: Mapping[str, Mapping[str, Mapping[str, Any]]],
+  lr: Mapping[str, str] | None = None,
+) -> tuple[Table, dict[str, str]]:
+  """Writes each model's results.json and the table of all, and prints the table.
+
+  Args:
+    folder: the folder for the table.
+    models: the models.
+    scale: the upsampling factor of all models.
+    results: {label: {set: what `scoring.evaluate_set` returned for this label}}.
+    lr: {set: where its LR images come from}; '' for MATLAB's bicubic.
+
+  Returns:
+    The table, and how its scores were computed.
+  """
+  table = {
+    label: {
+      set_name: {key: value for key, value in scores.items() if key != "images"}
+      for set_name, scores in sets.items()
+    }
+    for label, sets in results.items()
+  }
+  how = protocol(columns(table), lr)
+  engines = [model.facts["engine"] for model in models if "engine" in model.facts]
+  if engines:
+    how["engine"] = " and ".join(dict.fromkeys(engines))
+  for label, spec, own_folder, facts in models:
+    own = {key: value for key, value in facts.items() if key == "engine"}
+    one = {"model": spec, "scale": scale, "facts": facts, "made": made(), "protocol": how | own}
+    _write_text(own_folder / "results.json", _json(one | {"sets": results[label]}))
+  _write_table(folder, table, how)
+  return table, how
 
 
 def made() -> dict[str, str]:
@@ -128,12 +158,12 @@ def _write_table(output: pathlib.Path, table: Table, how: Mapping[str, str]) -> 
   _write_text(output / "table.md", tables.format_markdown(table))
   _write_text(output / "table.csv", tables.format_csv(table))
   _write_text(output / "table.json", _json({"protocol": how, "models": table}))
-  print(tables.format_text(table))
+  print(harmless(tables.format_text(table)))
 
 
 def _write_text(path: pathlib.Path, text: str) -> None:
   path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(text, encoding="utf-8")
+  write_file(path, text)
 
 
 def _json(tree: Any) -> str:

@@ -1,4 +1,4 @@
-"""Writes an evaluation as one self-contained HTML page: curves, scores, every image to compare.
+"""Writes an evaluation as one self-contained HTML page: every image to compare, scores, curves.
 
 The page opens offline: images are data URIs, the script and the styles are inline, and its
 Content-Security-Policy forbids the network. `report.html` beside this file is its frame, with the
@@ -6,16 +6,10 @@ styles and the script; this module fills the frame. `comparison.py` draws a sing
 which needs no browser.
 """
 
-import base64
 import dataclasses
-import hashlib
-import html
-import io
-import json
 import math
 import os
 import pathlib
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +17,8 @@ import numpy as np
 from PIL import Image
 
 from sr_jax import UserError
+from sr_jax.evaluation import page
+from sr_jax.evaluation.page import LOSSLESS, LOSSY, encode, escape, to_json, uri
 from sr_jax.metrics.table import direction
 from sr_jax.upscaling.upscaler import BASELINE
 
@@ -32,9 +28,6 @@ Window = tuple[slice, slice]
 
 
 _FRAME = pathlib.Path(__file__).with_name("report.html")
-_LOSSY = {"quality": 90, "method": 4}
-_LOSSLESS = {"lossless": True, "quality": 60, "method": 4}
-_WEBP_MAX_SIDE = 16383
 _THUMBNAIL = 80
 _MAX_POINTS = 500
 _MEAN_PARTS = 50
@@ -104,12 +97,12 @@ class Report:
       _thumbnail(hr),
     )
     image.pixels = sum(math.prod(layer.shape[:2]) for layer in stack.values())
-    image.is_whole = max(hr.shape[:2]) <= _WEBP_MAX_SIDE
+    image.is_whole = max(hr.shape[:2]) <= page.WEBP_MAX_SIDE
     self._images.append(image)
     self._keep_to_budget()
     if image.is_whole:
       image.whole = {
-        key: _encode(layer, _LOSSLESS if key == "lr" else _LOSSY) for key, layer in stack.items()
+        key: encode(layer, LOSSLESS if key == "lr" else LOSSY) for key, layer in stack.items()
       }
 
   def write(
@@ -130,42 +123,36 @@ class Report:
       title: the heading of the page.
       table: {label: {set: {metric: mean}}}; values that are not numbers are left out. Infinite
         values are shown as such.
-      columns: the metrics of the tables, in order; by default all those of `table`.
+      columns: the metrics of the tables, in order, but that a score of RGB stands beside that of Y;
+        by default all those of `table`.
       protocol: {subject: how it is computed}, as in `results.json`.
       facts: {label: {fact: value}} about the models: file, digest, architecture, steps.
       curves: {run: {series: [(step, value), ...]}}, as in metrics.jsonl; long series are thinned.
     """
-    columns = list(columns) if columns is not None else _metrics_of(table)
+    columns = _rgb_beside_y(columns if columns is not None else _metrics_of(table))
     charts = _charts(curves or {})
     sets = list(dict.fromkeys(image.set_name for image in self._images))
-    parts = [_scores_section(table, columns, facts or {})]
-    if charts["charts"]:
-      parts.append(_CURVES_SECTION)
+    parts, links = [], []
     for i, set_name in enumerate(sets):
       images = [image for image in self._images if image.set_name == set_name]
       parts.append(_set_section(i, set_name, images, columns))
+      links.append((f"set-{i}", set_name))
+    parts.append(_scores_section(table, columns, facts or {}))
+    links.append(("scores", "Scores"))
+    if charts["charts"]:
+      parts.append(_CURVES_SECTION)
+      links.append(("curves", "Curves"))
     parts.append(self._about_section(protocol or {}))
-    links = [("scores", "Scores")] + ([("curves", "Curves")] if charts["charts"] else [])
-    links += [(f"set-{i}", set_name) for i, set_name in enumerate(sets)] + [("about", "Protocol")]
-    frame = _FRAME.read_text(encoding="utf-8")
-    script = re.search(r"<script>(.*?)</script>", frame, re.S)[1]
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    links.append(("about", "Protocol"))
     models = _count(len(table), "model")
-    fill = {
-      "policy": f"'sha256-{digest}'",  # no other script runs, whatever a file's name contains
-      "title": _escape(title),
+    texts = {
+      "title": escape(title),
       "subtitle": f"{models}, {_count(len(sets), 'set')}, {_count(len(self._images), 'image')}",
-      "links": "".join(f'<a href="#{to}">{_escape(text)}</a>' for to, text in links),
+      "links": "".join(f'<a href="#{to}">{escape(text)}</a>' for to, text in links),
       "sections": "\n".join(parts),
-      "curves": _json(charts),
+      "curves": to_json(charts),
     }
-    # One pass: a title that holds '{{curves}}' stays a title.
-    page = re.sub(r"\{\{(\w+)\}\}", lambda match: fill[match[1]], frame)
-    path = pathlib.Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    # Names of files may hold bytes that are no text; they must not cost the report.
-    temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
-    os.replace(temporary, path)
+    page.write(path, page.fill(_FRAME, texts))
 
   def _keep_to_budget(self) -> None:
     whole = [image for image in self._images if image.is_whole]
@@ -189,14 +176,14 @@ class Report:
       "with the most detail; a flat sky would win otherwise. PSNR under a window is of its pixels "
       "alone, over all channels.",
       "encoding": "windows and LR are lossless; whole images are lossy WebP of quality "
-      f"{_LOSSY['quality']}, to be looked at and not to be measured. All scores are of the saved "
+      f"{LOSSY['quality']}, to be looked at and not to be measured. All scores are of the saved "
       "images.",
       "whole images": f"all {count} are in this page"
       if whole == count
       else f"{whole} of {count} are in this page, to keep it small; of the others, the windows.",
     }
     rows = "".join(
-      f"<div><dt>{_escape(key)}</dt><dd>{_escape(value)}</dd></div>"
+      f"<div><dt>{escape(key)}</dt><dd>{escape(value)}</dd></div>"
       for key, value in [*protocol.items(), *(notes.items() if count else [])]
     )
     return f'<section id="about"><h2>Protocol</h2><dl class="rows">{rows}</dl></section>'
@@ -341,7 +328,7 @@ def _strip(kind: str, window: Window, stack: Mapping[str, np.ndarray], scale: in
   crops = {key: layer[small if key == "lr" else window] for key, layer in stack.items()}
   psnr = {key: _psnr(crop, crops["hr"]) for key, crop in crops.items() if key.startswith("sr:")}
   box = (columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start)
-  return _Strip(kind, box, {key: _encode(crop, _LOSSLESS) for key, crop in crops.items()}, psnr)
+  return _Strip(kind, box, {key: encode(crop, LOSSLESS) for key, crop in crops.items()}, psnr)
 
 
 def _psnr(a: np.ndarray, b: np.ndarray) -> float:
@@ -349,16 +336,10 @@ def _psnr(a: np.ndarray, b: np.ndarray) -> float:
   return 10 * math.log10(255**2 / error) if error else math.inf
 
 
-def _encode(image: np.ndarray, options: Mapping[str, Any]) -> bytes:
-  buffer = io.BytesIO()
-  Image.fromarray(image).convert("RGB").save(buffer, "WEBP", **options)
-  return buffer.getvalue()
-
-
 def _thumbnail(image: np.ndarray) -> bytes:
   small = Image.fromarray(image).convert("RGB")
   small.thumbnail((_THUMBNAIL, _THUMBNAIL))
-  return _encode(np.asarray(small), {"quality": 70})
+  return encode(np.asarray(small), {"quality": 70})
 
 
 def _worst_and_best(images: Iterable[_Image]) -> tuple[_Image | None, _Image | None]:
@@ -377,24 +358,19 @@ def _metrics_of(table: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[st
   return list(dict.fromkeys(key for each in scores for key in each if _is_number(each[key])))
 
 
-# What the page is made of. All text from outside goes through _escape or _json.
-
-
-def _escape(text: Any) -> str:
-  return html.escape(str(text), quote=True)
-
-
-def _json(value: Any) -> str:
-  """Formats JSON that cannot end its script element; a NaN, which would break the page, raises."""
-  return json.dumps(value, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+# What the page is made of. All text from outside goes through `escape` or `to_json`.
 
 
 def _count(number: int, noun: str) -> str:
   return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
-def _uri(data: bytes) -> str:
-  return "data:image/webp;base64," + base64.b64encode(data).decode()
+def _rgb_beside_y(metrics: Sequence[str]) -> list[str]:
+  """Orders metrics so that `X_rgb` follows `X_y`."""
+  first = {metric.removesuffix("_y"): i for i, metric in enumerate(metrics) if metric[-2:] == "_y"}
+  places = {m: (first.get(m.removesuffix("_rgb"), i), i) for i, m in enumerate(metrics)}
+  places |= {m: (i, -1) for i, m in enumerate(metrics) if m[-2:] == "_y"}
+  return sorted(metrics, key=places.get)
 
 
 def _metric_name(metric: str) -> str:
@@ -422,14 +398,15 @@ def _metric_head(metric: str) -> str:
   arrow, hint = {1: ("↑", "higher is better"), -1: ("↓", "lower is better"), 0: ("", "")}[
     direction(metric)
   ]
-  return f'{_escape(_metric_name(metric))} <span class="arrow" title="{hint}">{arrow}</span>'
+  return f'{escape(_metric_name(metric))} <span class="arrow" title="{hint}">{arrow}</span>'
 
 
 def _cell(metric: str, value: Any, best: str | None) -> str:
   text = _number(metric, value)
   mark = ' class="best"' if text == best else ""
   sort = f' data-value="{float(value)!r}"' if _is_number(value) else ""
-  return f"<td{mark}{sort}>{text}</td>"
+  # The name is for narrow screens, where a row is folded and has no heading above it.
+  return f'<td{mark}{sort} data-metric="{escape(_metric_name(metric))}">{text}</td>'
 
 
 def _rows_of_models(scores: Mapping[str, Mapping[str, Any]], columns: Sequence[str]) -> str:
@@ -439,29 +416,29 @@ def _rows_of_models(scores: Mapping[str, Mapping[str, Any]], columns: Sequence[s
     for metric in columns
   }
   return "".join(
-    f'<tr><th scope="row">{_escape(label)}</th>'
+    f'<tr><th scope="row">{escape(label)}</th>'
     + "".join(_cell(metric, values.get(metric), best[metric]) for metric in columns)
     + "</tr>"
     for label, values in scores.items()
   )
 
 
-def _image_table(scores: Mapping[str, Mapping[str, Any]], columns: Sequence[str]) -> str:
-  """Makes a table of one image's scores, a row for each metric, to stand beside the image."""
-  rows = []
-  for metric in columns:
-    values = [of_model.get(metric) for of_model in scores.values()]
-    if any(_is_number(value) for value in values):
-      best = _best_text(metric, values)
-      cells = "".join(_cell(metric, value, best) for value in values)
-      rows.append(f'<tr><th scope="row">{_metric_head(metric)}</th>{cells}</tr>')
-  labels = "".join(f'<th scope="col">{_escape(label)}</th>' for label in scores)
-  if not rows:
-    return ""
+def _table(kind: str, caption: str, head: str, bodies: str) -> str:
+  """Makes a table that is folded, a card for each row, where it is wider than its place."""
   return (
-    f'<div class="scroll"><table><thead><tr><td></td>{labels}</tr></thead>'
-    f"<tbody>{''.join(rows)}</tbody></table></div>"
+    f'<div class="fit" role="region" aria-label="{escape(caption)}"><table class="{kind}">'
+    f"<thead><tr>{head}</tr></thead>{bodies}</table></div>"
   )
+
+
+def _image_table(scores: Mapping[str, Mapping[str, Any]], columns: Sequence[str]) -> str:
+  """Makes a table of one image's scores, a row for each model, to stand beside the image."""
+  there = [m for m in columns if any(_is_number(values.get(m)) for values in scores.values())]
+  if not there:
+    return ""
+  head = "".join(f'<th scope="col">{_metric_head(metric)}</th>' for metric in there)
+  rows = _rows_of_models(scores, there)
+  return _table("own", "Scores of this image", f"<td></td>{head}", f"<tbody>{rows}</tbody>")
 
 
 def _scores_section(
@@ -474,7 +451,7 @@ def _scores_section(
     scores = {label: sets[set_name] for label, sets in table.items() if set_name in sets}
     bodies.append(
       f'<tbody><tr class="set"><th scope="rowgroup" colspan="{len(columns) + 1}">'
-      f"{_escape(set_name)}</th></tr>{_rows_of_models(scores, columns)}</tbody>"
+      f"{escape(set_name)}</th></tr>{_rows_of_models(scores, columns)}</tbody>"
     )
   head = "".join(
     f'<th scope="col"><button type="button" class="sort" data-sign="{direction(metric) or 1}">'
@@ -482,8 +459,8 @@ def _scores_section(
     for metric in columns
   )
   cards = "".join(
-    f"<article><h3>{_escape(label)}</h3><dl>"
-    + "".join(f"<dt>{_escape(key)}</dt><dd>{_escape(value)}</dd>" for key, value in pairs.items())
+    f"<article><h3>{escape(label)}</h3><dl>"
+    + "".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in pairs.items())
     + "</dl></article>"
     for label, pairs in facts.items()
   )
@@ -492,9 +469,8 @@ def _scores_section(
     '<section id="scores"><h2>Scores</h2>'
     '<p class="note">Means over each set. The best of a set is <b class="best">marked</b>; '
     "a heading sorts.</p>"
-    '<div class="scroll" tabindex="0" role="region" aria-label="Scores"><table class="scores">'
-    f'<thead><tr><th scope="col">model</th>{head}</tr></thead>{"".join(bodies)}</table></div>'
-    f"{models + '</details>' if cards else ''}</section>"
+    + _table("scores", "Scores", f'<th scope="col">model</th>{head}', "".join(bodies))
+    + f"{models + '</details>' if cards else ''}</section>"
   )
 
 
@@ -554,9 +530,9 @@ def _set_section(
     '<option value="1">worst first</option><option value="-1">best first</option></select></label>'
   )
   return (
-    f'<section class="set" id="set-{index}"><div class="set-head"><h2>{_escape(set_name)}</h2>'
+    f'<section class="set" id="set-{index}"><div class="set-head"><h2>{escape(set_name)}</h2>'
     f'<p class="note">{_count(len(images), "image")}{note}.</p>{order if worst else ""}</div>'
-    f"{''.join(shown)}</section>"
+    f'<div class="images">{"".join(shown)}</div></section>'
   )
 
 
@@ -568,17 +544,16 @@ def _image_details(image: _Image, columns: Sequence[str], flag: str, opened: boo
   summary = ""
   if metric:
     text = _number(metric, image.scores[image.model][metric])
-    summary = f'<span class="rank">{_escape(_metric_name(metric))} {text}</span>'
+    summary = f'<span class="rank">{escape(_metric_name(metric))} {text}</span>'
   whole = "".join(
-    f'<img data-key="{_escape(key)}" alt="" src="{_uri(data)}">'
-    for key, data in image.whole.items()
+    f'<img data-key="{escape(key)}" alt="" src="{uri(data)}">' for key, data in image.whole.items()
   )
   small = f"{image.lr_size[1]}×{image.lr_size[0]}"
   return (
     f'<details class="image" data-rank="{"" if rank is None else repr(float(rank))}"'
     f' data-size="{width} {height}"{" open" if opened else ""}>'
-    f'<summary><span class="thumb"><img alt="" src="{_uri(image.thumbnail)}"></span>'
-    f'<span class="name">{_escape(image.name)}</span>{chip}'
+    f'<summary><span class="thumb"><img alt="" src="{uri(image.thumbnail)}"></span>'
+    f'<span class="name">{escape(image.name)}</span>{chip}'
     f'<span class="size">{small} → {width}×{height}</span>{summary}</summary>'
     # A template is inert: whole images are not decoded before someone looks at them.
     f'<template class="whole">{whole}</template>'
@@ -592,18 +567,20 @@ def _image_details(image: _Image, columns: Sequence[str], flag: str, opened: boo
 def _strip_html(image: _Image, strip: _Strip) -> str:
   x, y, width, height = strip.box
   kind = strip.kind if len(image.strips) > 1 else "only"
-  figures = []
+  figures = {}
   for key, data in strip.crops.items():
-    name = _escape(_layer_name(key))
+    name = escape(_layer_name(key))
     psnr = f"<span>{_number('psnr', strip.psnr[key])} dB</span>" if key in strip.psnr else ""
-    figures.append(
-      f'<figure><img data-key="{_escape(key)}" data-name="{name}" width="{width * 3}"'
-      f' height="{height * 3}" alt="{name}, {kind} window" src="{_uri(data)}">'
+    figures[key] = (
+      f'<figure><img data-key="{escape(key)}" data-name="{name}" width="{width * 3}"'
+      f' height="{height * 3}" alt="{name}, {kind} window" src="{uri(data)}">'
       f"<figcaption><b>{name}</b>{psnr}</figcaption></figure>"
     )
   return (
     f'<div class="strip" data-view="{strip.kind}" data-box="{x} {y} {width} {height}">'
     f'<h3><span class="key {strip.kind}"></span>{kind.capitalize()} window of '
-    f"{_escape(image.model)} <small>x {x}–{x + width}, y {y}–{y + height}</small></h3>"
-    f'<div class="crops">{"".join(figures)}</div></div>'
+    f"{escape(image.model)} <small>x {x}–{x + width}, y {y}–{y + height}</small></h3>"
+    # HR has a place of its own, where it stays in sight beside all the others.
+    f'<div class="crops"><div>{"".join(figures[key] for key in figures if key != "hr")}</div>'
+    f'<div class="hr">{figures["hr"]}</div></div></div>'
   )

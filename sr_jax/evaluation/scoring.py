@@ -10,6 +10,7 @@ import numpy as np
 
 from sr_jax import UserError
 from sr_jax import metrics
+from sr_jax.evaluation.given import GivenImages
 from sr_jax.evaluation.test_sets import TestImage
 from sr_jax.metrics.psnr_ssim import SSIM_WINDOW
 from sr_jax.metrics.table import METRICS, SCORES, Scores
@@ -53,20 +54,24 @@ def score(sr: np.ndarray, hr: np.ndarray, scale: int, extra: Extra = NO_EXTRA) -
 
 
 def evaluate_set(
-  upscalers: Mapping[str, upscaler.Upscaler],
+  upscalers: Mapping[str, upscaler.Upscaler | GivenImages],
   test_images: Iterable[TestImage],
   scale: int,
   *,
   extra: Extra = NO_EXTRA,
+  bad: dict[str, str] | None = None,
   keep: Callable[[TestImage, dict[str, np.ndarray], dict[str, Scores]], None] | None = None,
 ) -> dict[str, dict[str, Any]]:
   """Scores models on a set, each image decoded once.
 
   Args:
-    upscalers: {label: what `make_upscaler` or `bicubic_upscaler` returned}.
+    upscalers: {label: what `make_upscaler` or `bicubic_upscaler` returned, or SR images that are
+      given}.
     test_images: the set.
     scale: the upsampling factor.
     extra: scores beside PSNR and SSIM.
+    bad: gets {name: error} of images that cannot be scored, which are left out for all models; by
+      default they are errors.
     keep: called with each image, its SR images and its scores by label. Images of like sizes come
       together, so not in the set's order.
 
@@ -82,11 +87,27 @@ def evaluate_set(
 
   def named() -> Iterator[TestImage]:
     for image in test_images:
+      if bad is not None and (problem := _too_small(image, scale)):
+        bad[image.name] = problem
+        continue
       names.append(image.name)
       yield image
 
   for batch in batches(named(), scale):
-    srs = {label: [upscale(image.lr) for image in batch] for label, upscale in upscalers.items()}
+    # Image by image: the upscalers of `make_sweep` share what they compute of the last one.
+    of_image = []
+    for image in list(batch):
+      try:
+        of_image.append([_upscaled(upscale, image) for upscale in upscalers.values()])
+      except UserError as error:
+        if bad is None:
+          raise
+        bad[image.name] = str(error)
+        batch.remove(image)
+        names.remove(image.name)
+    if not batch:
+      continue
+    srs = dict(zip(upscalers, map(list, zip(*of_image, strict=True)), strict=True))
     for label in upscalers:
       try:
         scores = _score_batch(srs[label], [image.hr for image in batch], scale, extra)
@@ -98,7 +119,8 @@ def evaluate_set(
         sr_of = {label: srs[label][i] for label in upscalers}
         keep(image, sr_of, {label: per_image[label][image.name] for label in upscalers})
   if not names:
-    raise UserError("there is no image to evaluate")
+    why = "".join(f"; {name}: {error}" for name, error in list((bad or {}).items())[:1])
+    raise UserError(f"there is no image to evaluate{why}")
   return {
     label: with_means({name: scores[name] for name in names}) for label, scores in per_image.items()
   }
@@ -125,12 +147,17 @@ def perceptual_indices(
         lacks = "a score in --ma" if name not in given else "a NIQE; give --niqe_params"
         raise UserError(f"PI of {set_name} needs every image; {name} lacks {lacks}")
       scores["ma"] = float(given[name])
-    mse = [255**2 / 10 ** (scores["psnr_y"] / 10) for scores in per_image.values()]
     means = results[set_name]
     means["ma"] = float(np.mean([scores["ma"] for scores in per_image.values()]))
     means["pi"] = metrics.perceptual_index(means["ma"], means["niqe"])
-    means["rmse"] = math.sqrt(np.mean(mse))
+    means["rmse"] = rmse(per_image)
     results[set_name] = {**{k: v for k, v in means.items() if k != "images"}, "images": per_image}
+
+
+def rmse(per_image: Mapping[str, Scores]) -> float:
+  """Computes the root of the mean squared error of Y over images (PIRM 2018), from their PSNR."""
+  errors = [255**2 / 10 ** (scores["psnr_y"] / 10) for scores in per_image.values()]
+  return math.sqrt(np.mean(errors))
 
 
 def batches(test_images: Iterable[TestImage], scale: int) -> Iterator[list[TestImage]]:
@@ -142,17 +169,28 @@ def batches(test_images: Iterable[TestImage], scale: int) -> Iterator[list[TestI
   count = _batch_size()
   waiting: dict[tuple[int, ...], list[TestImage]] = {}
   for image in test_images:
-    smallest, (height, width) = SSIM_WINDOW + 2 * scale, image.hr.shape[:2]
-    if min(height, width) < smallest:
-      raise UserError(
-        f"{image.name}: border={scale} of a {width}x{height} image must leave "
-        f"{SSIM_WINDOW}x{SSIM_WINDOW} pixels, SSIM's window; sides must be {smallest} or more"
-      )
-    size = upscaler.bucket(height), upscaler.bucket(width)
+    if problem := _too_small(image, scale):
+      raise UserError(f"{image.name}: {problem}")
+    size = upscaler.bucket(image.hr.shape[0]), upscaler.bucket(image.hr.shape[1])
     waiting.setdefault(size, []).append(image)
     if len(waiting[size]) == count:
       yield waiting.pop(size)
   yield from waiting.values()
+
+
+def _too_small(image: TestImage, scale: int) -> str:
+  """Says why an image is too small for SSIM, or returns ''."""
+  smallest, (height, width) = SSIM_WINDOW + 2 * scale, image.hr.shape[:2]
+  if min(height, width) >= smallest:
+    return ""
+  return (
+    f"border={scale} of a {width}x{height} image must leave {SSIM_WINDOW}x{SSIM_WINDOW} pixels, "
+    f"SSIM's window; sides must be {smallest} or more"
+  )
+
+
+def _upscaled(upscale: upscaler.Upscaler | GivenImages, image: TestImage) -> np.ndarray:
+  return upscale(image) if isinstance(upscale, GivenImages) else upscale(image.lr)
 
 
 def _batch_size() -> int:
@@ -216,12 +254,13 @@ def smallest_side(scale: int) -> int:
   return -(-(SSIM_WINDOW + 2 * scale) // scale) * scale
 
 
-def load_extra(wanted: Sequence[str], niqe_params: str = "") -> Extra:
+def load_extra(wanted: Sequence[str], niqe_params: str = "", *, missing_ok: bool = False) -> Extra:
   """Loads what the scores beside PSNR and SSIM need.
 
   Args:
     wanted: some of METRICS; () for all that can be computed here, with a warning for what cannot.
     niqe_params: path of BasicSR's niqe_pris_params.npz, or '' for no NIQE.
+    missing_ok: whether to warn of missing weights of a score that is wanted too.
 
   Raises:
     UserError: an unknown metric, or NIQE without its file.
@@ -239,7 +278,7 @@ def load_extra(wanted: Sequence[str], niqe_params: str = "") -> Extra:
     try:
       lpips[net] = metrics.load_lpips(net)
     except (OSError, UserError) as error:
-      if wanted:
+      if wanted and not missing_ok:
         raise
       logging.warning("no LPIPS (%s)", error)
   functions = {

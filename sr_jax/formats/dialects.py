@@ -26,9 +26,12 @@ _WRAPPERS = (
   "_orig_mod",
 )
 _ROLES = {
-  "generator": ("generator", "netG", "net_g"),
-  "discriminator": ("discriminator", "netD", "net_d"),
+  "generator": ("generator", "netG", "net_g", "g", "G"),
+  "discriminator": ("discriminator", "netD", "net_d", "d", "D"),
 }
+# What programs add to one of these names for the averaged weights, where the plain name has the
+# weights that were averaged: generator_ema, ema_model, net_g_swa, or just ema.
+_AVERAGED = re.compile(r"(^|[-_])(ema|avg|average|averaged|swa|shadow)([-_]|$)", re.IGNORECASE)
 _DEEPEST = 8  # wrappers that are opened, at most: a tree that holds itself has no last one
 
 # How dialects are recognised, in this order: by the start of a key that no other dialect has.
@@ -37,7 +40,7 @@ _MARKS = {
   "rrdb_trunk": r"RRDB_trunk\.|trunk_conv\.",
   "mmsr": r"recon_trunk\.",
   "leftthomas": r"block1\.0\.",
-  "basicsr": r"conv_first\.|body\.\d+\.(rdb|conv|bn)\d\.",
+  "basicsr": r"conv_first\.|body\.\d+\.((rdb|conv|bn)\d\.|weight$)",
 }
 
 # Fields of the network that follow from the dialect and not from the arrays.
@@ -122,18 +125,23 @@ def rename(state: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
 def rename_discriminator(state: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
   """Renames a discriminator's arrays to BasicSR's keys.
 
-  Only spectral normalisation has two dialects: torch.nn.utils.spectral_norm's weight_orig, which
-  BasicSR has, and since PyTorch 1.9 'parametrizations'.
+  Spectral normalisation has two dialects: torch.nn.utils.spectral_norm's weight_orig, which BasicSR
+  has, and since PyTorch 1.9 'parametrizations'. PatchGAN's layers are numbered in 'pix2pix'.
 
   Args:
     state: {key: array}, as `unwrap(tree, 'discriminator')` returns it.
 
   Returns:
-    {BasicSR's key: the same array}, and the dialect, 'basicsr' or 'parametrizations'.
+    {BasicSR's key: the same array}, and the dialect, 'basicsr', 'parametrizations' or 'pix2pix'.
 
   Raises:
     UserError: a key belongs to another parametrisation; the error names it.
   """
+  if "model.11.weight" in state:
+    layers = ("conv0", "conv1", "bn1", "conv2", "bn2", "conv3", "bn3", "conv4")
+    numbers = (0, 2, 3, 5, 6, 8, 9, 11)
+    named = {rf"model\.{number}": layer for number, layer in zip(numbers, layers, strict=True)}
+    return _rename(state, named, "pix2pix"), "pix2pix"
   if not any(".parametrizations." in key for key in state):
     return dict(state), "basicsr"
   ours = {"original": "weight_orig", "0._u": "weight_u", "0._v": "weight_v"}
@@ -155,9 +163,10 @@ def _open(tree: Any, role: str) -> tuple[str, Mapping] | None:
   if not isinstance(tree, Mapping):
     return None
   names = (*_ROLES[role], *_WRAPPERS)
-  for name in names:
-    if isinstance(tree.get(name), Mapping) and tree[name]:
-      return name, tree[name]
+  dicts = {key: inner for key, inner in tree.items() if isinstance(inner, Mapping) and inner}
+  for name in (*_averaged(dicts, role), *names):
+    if name in dicts:
+      return name, dicts[name]
   if len(tree) == 1 and isinstance(only := next(iter(tree.values())), Mapping):
     return str(next(iter(tree))), only
 
@@ -167,13 +176,41 @@ def _open(tree: Any, role: str) -> tuple[str, Mapping] | None:
     for key in _arrays(tree)
     if isinstance(key, str) and (match := re.match(r"([\w-]+)\.(?!\d+\.)", key))
   }
-  known = {*_WRAPPERS, *_ROLES["generator"], *_ROLES["discriminator"]}
-  complete = len(prefixes) == len(_arrays(tree)) and set(prefixes.values()) <= known
-  for name in names:
-    inside = {key[len(name) + 1 :]: tree[key] for key, head in prefixes.items() if head == name}
-    if inside and (complete or name in _ROLES[role]):
-      return name, inside
+  parts: dict[str, dict[str, Any]] = {}
+  for key, head in prefixes.items():
+    parts.setdefault(head, {})[key[len(head) + 1 :]] = tree[key]
+  averaged = _averaged(parts, role)
+  known = {*_WRAPPERS, *averaged, *(name for names in _ROLES.values() for name in names)}
+  others = {head for head in parts if _AVERAGED.sub("", head) in known}
+  complete = len(prefixes) == len(_arrays(tree)) and set(parts) <= known | others
+  for name in (*averaged, *names):
+    if name in parts and (complete or name in averaged or name in _ROLES[role]):
+      return name, parts[name]
   return None
+
+
+def _averaged(parts: Mapping[Any, Mapping], role: str) -> list[str]:
+  """Lists the parts of a file that are averaged weights of a network of a role, its own first.
+
+  Args:
+    parts: {name: what is called so}.
+    role: 'generator' or 'discriminator'.
+  """
+  own, generic = [], []
+  others = {name.lower() for names in _ROLES.values() for name in names} - {
+    name.lower() for name in _ROLES[role]
+  }
+  for part in parts:
+    plain = _AVERAGED.sub("", part) if isinstance(part, str) else part
+    if plain == part or plain.lower() in others:
+      continue
+    if plain in _ROLES[role]:
+      own.append(part)
+    # Of several networks it is the one whose names it has.
+    elif not any(name in parts and set(parts[name]) != set(parts[part]) for name in _ROLES[role]):
+      if plain in ("", *_WRAPPERS, *parts):
+        generic.append(part)
+  return own + generic
 
 
 def _arrays(tree: Mapping[Any, Any]) -> dict[Any, Any]:
@@ -213,6 +250,7 @@ def _basicsr_layers(state: Mapping[str, Any]) -> dict[str, str]:
   layers = (
     r"conv_(first|body|hr|last|up\d|up_x3)|upconv\d|bn_body|prelu_(first|up\d)",
     r"body\.\d+\.(rdb[123]\.conv[1-5]|conv[12]|bn[12]|prelu)",
+    r"body\.\d+",  # Compact's
   )
   return {layer: r"\g<0>" for layer in layers}
 

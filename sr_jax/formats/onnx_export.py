@@ -270,6 +270,18 @@ def _residualnet(graph: _Graph, net: nn.Module) -> None:
   _upsample_and_reconstruct(graph, x, net.scale)
 
 
+def _compact(graph: _Graph, net: nn.Module) -> None:
+  x = "input"
+  for i in range(0, 2 * net.blocks + 2, 2):
+    x = graph.prelu(graph.conv(x, f"body.{i}"), f"body.{i + 1}")
+  x = graph.conv(x, f"body.{2 * net.blocks + 2}")
+  if net.scale == 1:
+    graph.add(x, "input")
+  else:
+    x = graph.pixel_shuffle(x, net.scale)
+    graph.add(x, graph.upsample_nearest("input", net.scale))
+
+
 def _residual_blocks(
   graph: _Graph, x: str, blocks: int, *, slope: float, residual_scale: float
 ) -> str:
@@ -296,4 +308,5 @@ NETWORKS = {
   "msrresnet": _msrresnet,
   "rrdbnet": _rrdbnet,
   "residualnet": _residualnet,
+  "compact": _compact,
 }

@@ -19,6 +19,7 @@ import numpy as np
 
 from sr_jax import UserError
 from sr_jax.formats import dialects
+from sr_jax.networks.blocks import UPSAMPLING
 from sr_jax.networks.build import DISCRIMINATORS, GENERATORS, image_channels
 
 StateDict = dict[str, np.ndarray]
@@ -112,13 +113,15 @@ def to_state_dict(name: str, variables: Mapping[str, Any]) -> StateDict:
   """
   if name not in GENERATORS:
     raise UserError(f"{name!r} is unknown; choose one of {', '.join(GENERATORS)}")
+  arrays = dict(_flatten(variables))
+  blocks = next((len(array) for path, array in arrays.items() if path[1] == "body"), 0)
   state = {}
-  for path, array in _flatten(variables):
+  for path, array in arrays.items():
     if path[1] == "body":
       for i, block in enumerate(array):
-        state[_key(path, i)] = _to_torch(path, block)
+        state[_file_key(name, _key(path, i), blocks)] = _to_torch(path, block)
     else:
-      state[_key(path)] = _to_torch(path, array)
+      state[_file_key(name, _key(path), blocks)] = _to_torch(path, array)
   return state
 
 
@@ -145,7 +148,8 @@ def from_state_dict(state: Mapping[str, Any]) -> tuple[str, dict[str, Any], Vari
 
 def _variables(name: str, kwargs: Mapping[str, Any], state: Mapping[str, Any]) -> Variables:
   """Renames the arrays of a known generator for us; raises UserError if they are not its."""
-  inputs = _shape(state, "conv_first.weight", 4)[1]
+  blocks = kwargs.get("blocks", 0)
+  inputs = _shape(state, _file_key(name, "conv_first.weight", blocks), 4)[1]
   channels = image_channels(inputs, kwargs)
   shapes = _shapes(GENERATORS[name](**kwargs), (1, 8, 8, channels))
   expected = {key: array.shape for key, array in to_state_dict(name, shapes).items()}
@@ -153,6 +157,7 @@ def _variables(name: str, kwargs: Mapping[str, Any], state: Mapping[str, Any]) -
   variables = {}
   for path, like in _flatten(shapes):
     keys = [_key(path, i) for i in range(len(like))] if path[1] == "body" else [_key(path)]
+    keys = [_file_key(name, key, blocks) for key in keys]
     arrays = [_from_torch(path, _float32(state, key)) for key in keys]
     variables[path] = np.stack(arrays) if path[1] == "body" else arrays[0]
   return unflatten_dict(variables)
@@ -193,8 +198,10 @@ def spandrel_objection(
     What is wrong and what to do; None if spandrel computes the same as the module.
   """
   advice = "write .onnx for other programs instead"
+  if name == "compact":
+    return None
   if name != "rrdbnet":
-    return f"spandrel knows no {name}, of the generators here only rrdbnet; {advice}"
+    return f"spandrel knows no {name}, of the generators here only rrdbnet and compact; {advice}"
   net = GENERATORS[name](**kwargs)
   if net.growth != 32:
     return f"spandrel builds each ESRGAN with growth=32, this one has {net.growth}; {advice}"
@@ -264,6 +271,8 @@ def discriminator_from_state_dict(
   state = _without_counters(state)
   if "conv1.weight_orig" in state:
     name, first, size = "unet", "conv0.weight", 8
+  elif "bn3.weight" in state:
+    name, first, size = "patch", "conv0.weight", 24
   else:
     name = "srgan" if _shape(state, "conv0_1.weight", 4)[2] == 3 else "vgg"
     first, (outputs, side, channels) = "conv0_0.weight", _linear1(state)
@@ -301,6 +310,21 @@ def _key(path: tuple[str, ...], block: int | None = None) -> str:
   if block is not None:
     modules.insert(1, str(block))
   return ".".join([*modules, _LEAVES.get(leaf, leaf)])
+
+
+def _file_key(name: str, key: str, blocks: int) -> str:
+  """Names an array as BasicSR does: Compact's layers are numbered, those of others are named.
+
+  They are conv_first, its PReLU, then convolution and PReLU of each block, and conv_last.
+  """
+  if name != "compact":
+    return key
+  layer, _, leaf = key.rpartition(".")
+  number = {"conv_first": 0, "prelu_first": 1, "conv_last": 2 * blocks + 2}.get(layer)
+  if number is None:
+    _, block, part = layer.split(".")
+    number = 2 * int(block) + 2 + (part == "prelu")
+  return f"body.{number}.{leaf}"
 
 
 def _to_torch(path: tuple[str, ...], array: np.ndarray) -> np.ndarray:
@@ -347,6 +371,7 @@ def _recognise(state: Mapping[str, Any]) -> str:
     ("srresnet", (r"body\.\d+\.bn1\.",)),
     ("residualnet", (r"body\.\d+\.conv1\.", r"conv_body\.")),
     ("msrresnet", (r"body\.\d+\.conv1\.",)),
+    ("compact", (r"body\.0\.weight", r"body\.1\.weight")),
   ):
     if all(any(re.match(mark, key) for key in state) for mark in marks):
       return name
@@ -358,6 +383,8 @@ def _recognise(state: Mapping[str, Any]) -> str:
 
 def _infer(name: str, state: Mapping[str, Any]) -> dict[str, Any]:
   """Infers the module's arguments from keys and shapes."""
+  if name == "compact":
+    return _infer_compact(state)
   features, in_channels = _shape(state, "conv_first.weight", 4)[:2]
   out_channels = _shape(state, "conv_last.weight", 4)[0]
   blocks = {int(match[1]) for key in state if (match := re.match(r"body\.(\d+)\.", key))}
@@ -379,6 +406,26 @@ def _infer(name: str, state: Mapping[str, Any]) -> dict[str, Any]:
     kwargs["input_unshuffle"] = 1 if scale % unshuffle else unshuffle
   kwargs["scale"] = scale // kwargs.get("input_unshuffle", 1)
   return kwargs
+
+
+def _infer_compact(state: Mapping[str, Any]) -> dict[str, Any]:
+  """The same of a Compact, whose layers are numbered; its last one makes scale^2 as many channels.
+
+  SR has as many channels as LR, or the two could not be added.
+  """
+  last = max(int(match[1]) for key in state if (match := re.match(r"body\.(\d{1,6})\.", key)))
+  features, channels = _shape(state, "body.0.weight", 4)[:2]
+  outputs = _shape(state, f"body.{last}.weight", 4)[0]
+  scale = math.isqrt(outputs // channels)
+  if scale not in UPSAMPLING or scale**2 * channels != outputs:
+    raise UserError(
+      f"'body.{last}.weight' makes {outputs} channels of an image of {channels}: its scale is none "
+      f"of {', '.join(map(str, UPSAMPLING))}, or the network has another activation than PReLU"
+    )
+  blocks = last // 2 - 1
+  if blocks > len(state):
+    raise UserError(f"the state dict has {len(state)} arrays, too few for 'body.{last}.weight'")
+  return {"features": features, "blocks": blocks, "scale": scale, "out_channels": channels}
 
 
 def _unshuffle(in_channels: int, out_channels: int) -> int:

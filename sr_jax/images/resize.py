@@ -10,6 +10,7 @@ JAX's renormalise the weights at the borders where MATLAB mirrors the image.
 
 import fractions
 import functools
+from collections.abc import Iterable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -35,34 +36,35 @@ def imresize(
 
   The kernel is Keys' cubic with a = -0.5, widened by 1/scale when the image shrinks. Rows come
   first, then columns. Rounding is floor(x + 0.5), since half to even would differ from MATLAB at
-  ties.
+  ties. Images of 16 bits are rounded to 16 bits, as MATLAB rounds to the class of its input.
 
   Args:
-    image: uint8, [H, W] or [H, W, C].
+    image: uint8 or uint16, [H, W] or [H, W, C].
     scale: output size / input size, for instance 4, 0.25 or Fraction(1, 3). A float is taken as
       the nearest fraction with a denominator up to 10,000: 1/3 means one third.
     convention: a key of `CONVENTIONS`. LR images are made with the default; the bicubic baseline
       enlarges with 'double_mirror'.
 
   Returns:
-    uint8, [ceil(H * scale), ceil(W * scale)] or with C.
+    Of the image's dtype, [ceil(H * scale), ceil(W * scale)] or with C.
 
   Raises:
-    UserError: it is not a uint8 image, the scale is not positive, or the convention is unknown.
+    UserError: it is neither uint8 nor uint16, the scale is not positive, or the convention is
+      unknown.
   """
   if convention not in CONVENTIONS:
     raise UserError(f"convention={convention!r} must be one of {', '.join(CONVENTIONS)}")
-  if image.dtype != np.uint8 or image.ndim not in (2, 3) or not image.size:
+  if image.dtype not in (np.uint8, np.uint16) or image.ndim not in (2, 3) or not image.size:
     raise UserError(
-      f"image of {image.dtype} {list(image.shape)} must be a uint8 [H, W] or [H, W, C]; "
+      f"image of {image.dtype} {list(image.shape)} must be a uint8 or uint16 [H, W] or [H, W, C]; "
       "convert floats with np.floor(image * 255 + 0.5).astype(np.uint8)"
     )
   border, round_between = CONVENTIONS[convention]
   scale = _exact(scale)
   rows = _resize_axis(image, 0, scale, border)
   if round_between:
-    rows = _to_uint8(rows)
-  return _to_uint8(_resize_axis(rows, 1, scale, border))
+    rows = _rounded(rows, image.dtype)
+  return _rounded(_resize_axis(rows, 1, scale, border), image.dtype)
 
 
 def downsample(batch: jax.Array, scale: float | fractions.Fraction) -> jax.Array:
@@ -89,6 +91,54 @@ def downsample(batch: jax.Array, scale: float | fractions.Fraction) -> jax.Array
   # The default precision of TPUs and recent GPUs would keep 8 to 11 bits of each factor.
   batch = jnp.einsum("oh,nhwc->nowc", rows, batch, precision=jax.lax.Precision.HIGHEST)
   return jnp.einsum("pw,nowc->nopc", columns, batch, precision=jax.lax.Precision.HIGHEST)
+
+
+def resize_rows(
+  image: np.ndarray, scale: float | fractions.Fraction, first: int, last: int
+) -> np.ndarray:
+  """Computes some rows of an enlarged or shrunk image as `imresize` with 'double_mirror' does.
+
+  Args:
+    image: [H, W] or [H, W, C], of any dtype.
+    scale: output size / input size.
+    first, last: rows of the output, the last one excluded.
+
+  Returns:
+    float64 [last - first, ceil(W * scale)] or with C, not rounded; it may leave the image's range.
+  """
+  scale = _exact(scale)
+  weight, index = _taps(len(image), scale, "mirror")
+  rows = _weighted(image, weight[first:last], index[first:last])
+  return _resize_axis(rows, 1, scale, "mirror")
+
+
+def resize_strips(
+  strips: Iterable[np.ndarray], height: int, scale: float | fractions.Fraction
+) -> Iterator[np.ndarray]:
+  """Resizes an image that comes in strips of rows, as `resize_rows` resizes one in memory.
+
+  Args:
+    strips: of [n, W] or [n, W, C], from the top down.
+    height: of the image, the rows of all strips.
+    scale: output size / input size.
+
+  Yields:
+    Strips of float64 rows of the result, which has ceil(height * scale) of them.
+  """
+  scale = _exact(scale)
+  weight, index = _taps(height, scale, "mirror")
+  # A row can be computed when the rows that it needs have come, and frees those before them.
+  lowest, needed = np.minimum.accumulate(index[::-1].min(axis=1))[::-1], index.max(axis=1)
+  rows, top, done = None, 0, 0
+  for strip in strips:
+    rows = strip if rows is None else np.concatenate([rows, strip])
+    ready = int(np.searchsorted(np.maximum.accumulate(needed), top + len(rows)))
+    if ready > done:
+      resized = _weighted(rows, weight[done:ready], index[done:ready] - top)
+      yield _resize_axis(resized, 1, scale, "mirror")
+      done = ready
+      free = (lowest[done] if done < len(lowest) else height) - top
+      rows, top = rows[free:], top + free
 
 
 def _exact(scale: float | fractions.Fraction) -> fractions.Fraction:
@@ -136,18 +186,23 @@ def _matrix(size: int, scale: fractions.Fraction) -> np.ndarray:
 def _resize_axis(
   image: np.ndarray, axis: int, scale: fractions.Fraction, border: str
 ) -> np.ndarray:
-  """Resample one axis of uint8 or float64 [H, W] or [H, W, C] to float64."""
+  """Resample one axis of whole numbers or float64 [H, W] or [H, W, C] to float64."""
   image = np.swapaxes(image, 0, axis)
+  weight, index = _taps(image.shape[0], scale, border)
+  return np.swapaxes(_weighted(image, weight, index), 0, axis)
+
+
+def _weighted(image: np.ndarray, weight: np.ndarray, index: np.ndarray) -> np.ndarray:
+  """Sums lines of the first axis by the weights and source indices of `_taps`, in float64."""
   lines = np.ascontiguousarray(image).reshape(len(image), -1)
-  weight, index = _taps(len(image), scale, border)
   # The sum goes tap by tap and is no matrix product: at scale 1/3 one value in 162 is a tie that
   # the last bit decides, and BLAS adds in another order on another CPU.
   result = np.zeros((len(weight), lines.shape[1]))
   term = np.empty_like(result)
   for tap in range(weight.shape[1]):
     result += np.multiply(weight[:, tap, None], lines[index[:, tap]], out=term)
-  return np.swapaxes(result.reshape(-1, *image.shape[1:]), 0, axis)
+  return result.reshape(-1, *image.shape[1:])
 
 
-def _to_uint8(image: np.ndarray) -> np.ndarray:
-  return np.clip(np.floor(image + 0.5), 0, 255).astype(np.uint8)
+def _rounded(image: np.ndarray, dtype: np.dtype) -> np.ndarray:
+  return np.clip(np.floor(image + 0.5), 0, np.iinfo(dtype).max).astype(dtype)

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sr_jax.kernels import direct, leaky_relu, onednn, winograd
+from sr_jax.kernels import dense_block_tpu, direct, leaky_relu, onednn, winograd
 from sr_jax.kernels.dense_block import DenseBlock, DenseBlockBy, DenseBlockWith
 
 # What computes dense blocks, by its name in a recipe; None for the form in the paper.
@@ -33,6 +33,12 @@ FORMS: dict[str, types.ModuleType | None] = {
 ALGORITHMS: dict[str, DenseBlock | None] = {
   name: form and DenseBlockBy(form, single_device=False) for name, form in FORMS.items()
 }
+# What computes dense blocks on an accelerator where the network leaves it open, and by which
+# figures. GPU, kernels that an H100 launches in a GAN step (benchmarks/README.md): concat 3,038,
+# direct 2,877, with less than half of the memory. TPU, estimated ms of the gradients of all dense
+# blocks, convolutions and sum (v5e, batch 16; docs/scaling.md): concat 34.8 and 62.5, direct 21.9
+# and 59.7, dense_block_tpu 32.1 and 47.7.
+ON_ACCELERATORS: dict[str, types.ModuleType] = {"gpu": direct, "tpu": dense_block_tpu}
 # LR pixels whose activations stay in the caches of one CPU (docs/cpu.md).
 CACHED_PIXELS = 4096
 
@@ -64,7 +70,7 @@ PLAIN = Kernels()
 
 
 def choose(devices: Any, dtype: Any, network: nn.Module | None = None) -> Kernels:
-  """Chooses what is fastest, by the times of docs/cpu.md and of benchmarks/README.md.
+  """Chooses what is fastest, by docs/cpu.md, benchmarks/README.md and, for TPUs, docs/scaling.md.
 
   Before oneDNN is chosen it is tried, in a process of its own. Once it is chosen, this process
   stops writing compiled programs to JAX's cache (`onednn.py` says why). SR_JAX_ONEDNN,
@@ -88,7 +94,9 @@ def choose(devices: Any, dtype: Any, network: nn.Module | None = None) -> Kernel
   elif on_one_cpu and usable(dtype):
     conv = onednn.conv
     onednn.stop_keeping_programs()
-  if form is direct and conv:
+  if form is dense_block_tpu:
+    dense_block = dense_block_tpu.on_tpu
+  elif form is direct and conv:
     dense_block = DenseBlockWith(conv, leaky_relu.by_output)
   else:
     dense_block = form and DenseBlockBy(form, single_device)
@@ -109,7 +117,7 @@ def choose(devices: Any, dtype: Any, network: nn.Module | None = None) -> Kernel
 def _form_of_dense_blocks(
   network: nn.Module | None, platform: str, on_one_cpu: bool, dtype: jnp.dtype
 ) -> types.ModuleType | None:
-  """The module that computes dense blocks by source: the network's own choice, else the fastest.
+  """The module that computes dense blocks: the network's own choice, else the fastest.
 
   Winograd's form needs channels to be worth its transforms, works on a few images of the batch at a
   time, which should not be spread over devices, and computes in float32.
@@ -124,7 +132,7 @@ def _form_of_dense_blocks(
     return onednn
   if on_one_cpu and min(network.features, network.growth) >= 32:
     return winograd
-  return direct if platform == "gpu" else None
+  return ON_ACCELERATORS.get(platform)
 
 
 def _compiler_options(platform: str) -> tuple[tuple[str, Any], ...]:

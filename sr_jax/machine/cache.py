@@ -5,12 +5,14 @@ import pathlib
 import sys
 import time
 
+from sr_jax.machine.paths import user_path
+
 PROGRAM_BYTES = 2 * 2**30  # bytes of compiled programs that are kept
 
 
 def cache_folder(cache_dir: str = "") -> pathlib.Path:
   """Returns the cache folder: `cache_dir`, else $SR_JAX_CACHE, else ~/.cache/sr_jax."""
-  return pathlib.Path(cache_dir or os.environ.get("SR_JAX_CACHE") or "~/.cache/sr_jax").expanduser()
+  return user_path(cache_dir or os.environ.get("SR_JAX_CACHE") or "~/.cache/sr_jax")
 
 
 def keep_programs() -> None:

@@ -8,6 +8,8 @@ from typing import BinaryIO
 
 from absl import logging
 
+from sr_jax.machine.writing import open_to_append
+
 try:
   import fcntl
 except ImportError:  # on Windows builds are not resumed, and do not wait for each other
@@ -15,22 +17,26 @@ except ImportError:  # on Windows builds are not resumed, and do not wait for ea
 
 
 @contextlib.contextmanager
-def locked(folder: pathlib.Path) -> Iterator[bool]:
+def locked(folder: pathlib.Path, doing: str = "decoding into") -> Iterator[bool]:
   """Holds the lock of a folder; yields False if locks are impossible there and nobody is kept out.
 
   The system releases a lock when its holder dies.
+
+  Args:
+    folder: the folder, or another path beside which the lock lies.
+    doing: what the holder does, for those who wait.
   """
   if fcntl is None:
     yield False
     return
   path = folder.with_name(f"{folder.name}.lock")
   while True:
-    file = open(path, "w")
+    file = open_to_append(path)  # a link that was planted there is an error, and not emptied
     try:
       try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
       except BlockingIOError:
-        logging.warning("another process is decoding into %s; waiting for it", folder)
+        logging.warning("another process is %s %s; waiting for it", doing, folder)
         fcntl.flock(file, fcntl.LOCK_EX)
     except OSError:  # a file system without locks
       file.close()

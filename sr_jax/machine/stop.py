@@ -5,25 +5,13 @@ import contextlib
 import os
 import signal
 import threading
+import time
+from collections.abc import Callable
 
 import jax
 
-from sr_jax import UserError
 from sr_jax.machine.meeting import exchange, group, let_others_leave
-
-
-def stopped_status() -> int:
-  """Returns the exit status of a run that a signal stopped: 0, or $SR_JAX_STOPPED_STATUS.
-
-  A launcher that takes 0 for the end of the training, as Kubernetes does, needs another status.
-
-  Raises:
-    UserError: SR_JAX_STOPPED_STATUS is not a number from 0 to 255.
-  """
-  status = os.environ.get("SR_JAX_STOPPED_STATUS") or "0"
-  if not (status.isdigit() and int(status) < 256):
-    raise UserError(f"SR_JAX_STOPPED_STATUS={status!r} must be a number from 0 to 255; try 143")
-  return int(status)
+from sr_jax.machine.signals import stopped_status
 
 
 class Stop:
@@ -31,7 +19,8 @@ class Stop:
 
   While there is something to save, from the first step of a stage to its last checkpoint, a signal
   makes all processes stop after the same step. Before and after, it ends them at once, with
-  `stopped_status`, whatever they are doing. Threads listen, since Python's own handlers wait for a
+  `stopped_status`, whatever they are doing. A second Ctrl-C does not wait for the saving. Threads
+  listen, since Python's own handlers wait for a
   compilation to end. Without `install` nothing is noticed.
   """
 
@@ -42,6 +31,7 @@ class Stop:
     self._status = stopped_status()
     self._wakeup, self._before, self._listener = None, {}, None
     self._uninstalled = threading.Event()
+    self.at_exit: list[Callable[[], None]] = []  # called before a signal ends the process
 
   def install(self) -> "Stop":
     """Takes over both signals. Call it again after `cluster.start` to hear other processes' too."""
@@ -96,10 +86,19 @@ class Stop:
       self._in_steps = False
 
   def _hear_signals(self, pipe: int) -> None:
+    interrupted = None  # when the first Ctrl-C came
     while byte := os.read(pipe, 1):
       if byte[0] not in (signal.SIGTERM, signal.SIGINT):  # another handler's signal
         continue
       name = signal.Signals(byte[0]).name
+      if byte[0] == signal.SIGINT and interrupted is None:
+        interrupted = time.monotonic()
+      elif byte[0] == signal.SIGINT:
+        # A terminal and what it runs in may both send the first one.
+        if time.monotonic() - interrupted > 0.2:
+          print(f"{name} again: ended without saving", flush=True)
+          self._leave(128 + signal.SIGINT)
+        continue
       with self._or_end_at_once(name):
         if self._listener:  # which hears it as it does the others'
           group()[0].key_value_set(_STOP_KEY, name, allow_overwrite=True)
@@ -133,7 +132,12 @@ class Stop:
       print(f"stopped by {name}; nothing was lost", flush=True)
       if self._listener:
         let_others_leave("sr_jax/leaving")
-      os._exit(self._status)
+      self._leave(self._status)
+
+  def _leave(self, status: int) -> None:
+    for leave in self.at_exit[::-1]:
+      leave()
+    os._exit(status)
 
   @contextlib.contextmanager
   def _or_end_at_once(self, name: str):
@@ -142,7 +146,7 @@ class Stop:
       yield
     except Exception as error:  # a time-out, or whatever JAX raises where a process is gone
       print(f"{name}: ended without saving: {error}", flush=True)
-      os._exit(1)
+      self._leave(1)
 
 
 _STOP_KEY = "sr_jax/stop"

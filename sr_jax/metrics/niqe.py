@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sr_jax import UserError
+from sr_jax.machine.paths import user_path
 
 BLOCK = 96
 
@@ -65,7 +66,7 @@ def load_niqe(path: str | pathlib.Path) -> NIQEParams:
     FileNotFoundError: there is no such file; the error says where to get it.
     UserError: it is another file.
   """
-  path = pathlib.Path(path).expanduser()
+  path = user_path(path)
   if not path.is_file():
     raise FileNotFoundError(f"there is no file {str(path)!r}. {_SOURCE}")
   try:

@@ -52,8 +52,9 @@ SCORES = {
   "rmse": Score("", 4, -1, "root of the set's mean squared error of Y (PIRM 2018)"),
 }
 METRICS = tuple(dict.fromkeys(score.metric for score in SCORES.values() if score.metric))
-# What is always computed, in training too: `checkpoint.best_metric` is one of these.
-ALWAYS = ("psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb")
+ALWAYS = ("psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb")  # what is computed unasked
+LPIPS = "lpips_alex"  # computed in training too, where its weights are installed
+IN_TRAINING = (*ALWAYS, LPIPS)  # `checkpoint.best_metric` is one of these
 
 
 def columns(table: Table) -> list[str]:
@@ -62,10 +63,17 @@ def columns(table: Table) -> list[str]:
   return [key for key in SCORES if key in there]
 
 
-def protocol(there: Iterable[str]) -> dict[str, str]:
-  """Says how scores are computed: what all have in common, and each of those that are there."""
+def protocol(there: Iterable[str], lr: Mapping[str, str] | None = None) -> dict[str, str]:
+  """Says how scores are computed: what all have in common, and each of those that are there.
+
+  Args:
+    there: the scores.
+    lr: {set: where its LR images come from}; '' or no entry for MATLAB's bicubic.
+  """
+  lr = {name: source for name, source in (lr or {}).items() if source}
   how = {
-    "lr": "MATLAB bicubic of the HR image, uint8, rounded between rows and columns",
+    "lr": "MATLAB bicubic of the HR image, uint8, rounded between rows and columns"
+    + "".join(f"; of {name}: LR images of {source}" for name, source in lr.items()),
     "sr": "clipped to [0, 255], rounded half up, uint8",
     "crop_border": "scale",
     "y": "BT.601 studio range: 65.481 R + 128.553 G + 24.966 B + 16; a grey file as it stands",

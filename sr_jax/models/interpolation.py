@@ -27,12 +27,19 @@ def interpolate(psnr: Tree, gan: Tree, alpha: float) -> Tree:
     UserError: alpha is outside [0, 1], or the trees differ; the error names the first path where
       they do.
   """
-  if not 0 <= alpha <= 1:
-    raise UserError(f"alpha={alpha} must be in [0, 1]: 0 is the PSNR model, 1 the GAN model")
+  check_alpha(alpha)
   trees.check_same_shapes({"the PSNR model": psnr, "the GAN model": gan})
   if alpha in (0, 1):
     return jax.tree.map(lambda x: x, (psnr, gan)[int(alpha)])
   return jax.tree.map(lambda p, g: ((1 - alpha) * p + alpha * g).astype(p.dtype), psnr, gan)
+
+
+def check_alpha(alpha: float) -> None:
+  """Raises a UserError where a share of the GAN model is outside of [0, 1], or NaN."""
+  if not 0 <= alpha <= 1:
+    raise UserError(
+      f"--alpha={alpha:g} must be in [0, 1]: 0 is the PSNR model, 1 the GAN model; try --alpha=0.5"
+    )
 
 
 def interpolate_models(psnr: Model, gan: Model, alpha: float) -> Model:
@@ -46,7 +53,8 @@ def interpolate_models(psnr: Model, gan: Model, alpha: float) -> Model:
     if ours.get(field) != theirs.get(field):
       raise UserError(
         f"the PSNR model and the GAN model must be the same network: {field} is "
-        f"{ours.get(field)!r} in the PSNR model and {theirs.get(field)!r} in the GAN model"
+        f"{ours.get(field)!r} in the PSNR model and {theirs.get(field)!r} in the GAN model; "
+        "give a GAN model that was fine-tuned from the PSNR model"
       )
   if psnr.info["digest"] not in gan.info["ancestry"]:
     logging.warning(

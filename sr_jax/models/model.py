@@ -10,6 +10,10 @@ from sr_jax.networks.build import in_channels
 from sr_jax.networks import trees
 
 
+# The version of what we write into a model file beside its arrays; 1 did not say its number.
+FORMAT = 2
+
+
 class Model(NamedTuple):
   """A trained network: a generator, or a discriminator to fine-tune with.
 

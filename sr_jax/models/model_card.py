@@ -10,12 +10,13 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from sr_jax.machine.writing import write_file
 from sr_jax.models.catalog import sha256
 from sr_jax.models.model import Model, parameter_count, spandrel_objection
 from sr_jax.networks.build import in_channels
 
 # What OpenModelDB calls the architectures that it has.
-_ARCHITECTURES = {"rrdbnet": "esrgan"}
+_ARCHITECTURES = {"rrdbnet": "esrgan", "compact": "compact"}
 _PLATFORMS = {".pth": "pytorch", ".safetensors": "pytorch", ".onnx": "onnx"}
 # What says how large a network is, by the network's fields.
 _SIZES = {"features": "nf", "blocks": "nb"}
@@ -62,12 +63,18 @@ def openmodeldb_entry(
     "trainingIterations": model.info.get("step"),
     "trainingBatchSize": _get(config, "data", "batch_size"),
     "trainingHRSize": _get(config, "data", "hr_patch"),
-    "trainingOTF": False if config.get("data") else None,  # LR images are bicubic, made beforehand
+    # Bicubic LR images, and those of one's own, are made beforehand.
+    "trainingOTF": _degradation(config) != "bicubic" if config.get("data") else None,
     "dataset": _get(config, "data", "source"),
     "pretrainedModelG": config.get("init_from") or next(iter(model.info["ancestry"]), None),
     "pretrainedModelD": _get(config, "discriminator", "init_from") or None,
   }
   return {key: value for key, value in entry.items() if value is not None}
+
+
+def _degradation(config: Mapping[str, Any]) -> str:
+  """How LR images were made; models from before this could be chosen have bicubic ones."""
+  return _get(config, "data", "degradation") or "bicubic"
 
 
 def left_to_the_author(entry: Mapping[str, Any]) -> list[str]:
@@ -115,6 +122,7 @@ def model_card(
       "batch size": config["data"].get("batch_size"),
       "HR crop": config["data"].get("hr_patch"),
       "images": config["data"].get("source"),
+      "LR images": _degradation(config),
       **{f"{term} loss": config[term] for term in config if _get(config, term, "weight")},
       "learning rate": config.get("learning_rate"),
       "seed": config.get("seed"),
@@ -145,7 +153,7 @@ def write_beside(
   for suffix, text in contents.items():
     file = path.with_name(path.name + suffix)
     if suffix == ".sha256" or not file.exists():
-      file.write_text(text, encoding="utf-8")
+      write_file(file, text)
       written.append(file)
   return written, left_to_the_author(entry)
 

@@ -7,6 +7,7 @@ and puts into their metadata what those names cannot say: the fields of the netw
 weights were trained from, how long and on what.
 """
 
+import difflib
 import json
 import pathlib
 import re
@@ -18,12 +19,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sr_jax import UserError
+from sr_jax import UserError, printable
 from sr_jax.formats import METADATA
 from sr_jax.formats import state_dicts
 from sr_jax.formats import weight_files
+from sr_jax.machine.paths import user_path
 from sr_jax.models import catalog
-from sr_jax.models.model import Model
+from sr_jax.models.model import FORMAT, Model
 from sr_jax.networks.build import DISCRIMINATORS, GENERATORS, build_generator, renamed
 from sr_jax.networks import trees
 from sr_jax.runs import checkpoint
@@ -48,7 +50,7 @@ def load_model(
 
   Raises:
     FileNotFoundError: there is nothing at this path.
-    UserError: it is not a generator that sr_jax knows.
+    UserError: it is not a generator that sr_jax knows, or a weight is NaN or Inf.
     MissingPackageError: the path is in a bucket, and gcsfs is not installed.
   """
   model = read_model(path)
@@ -63,10 +65,15 @@ def read_model(path: str | pathlib.Path) -> Model:
 
   Raises:
     FileNotFoundError: there is nothing at this path.
-    UserError: it is not a generator that sr_jax knows.
+    UserError: it is not a generator that sr_jax knows, or a weight is NaN or Inf.
     MissingPackageError: the path is in a bucket, and gcsfs is not installed.
   """
-  shipped = None if pathlib.Path(path).exists() else catalog.find(str(path))
+  if not str(path).strip():
+    raise UserError(
+      "the name of a model is empty; give a run's folder, a model file, or one of the models that "
+      f"come with sr_jax: {', '.join(catalog.manifest())}"
+    )
+  shipped = None if user_path(path).exists() else catalog.find(str(path))
   path = shipped or storage.run_folder(path)
   if path.is_dir():
     if path.parent.name == "checkpoints" and path.name.isdigit():
@@ -85,9 +92,9 @@ def read_discriminator(path: str | pathlib.Path) -> Model:
 
   Raises:
     FileNotFoundError: there is no such file.
-    UserError: it is not a discriminator that sr_jax knows.
+    UserError: it is not a discriminator that sr_jax knows, or a weight is NaN or Inf.
   """
-  return _read_file(pathlib.Path(path), "discriminator", state_dicts.read_discriminator)
+  return _read_file(user_path(path), "discriminator", state_dicts.read_discriminator)
 
 
 def _read_run(run: storage.Folder, step: int | None = None) -> Model:
@@ -96,19 +103,28 @@ def _read_run(run: storage.Folder, step: int | None = None) -> Model:
     raise FileNotFoundError(f"{run} has no config.json; is it the folder of a run?")
   config = read_json(config_path)
   try:
-    name = config["generator"]["name"]
+    name = str(config["generator"]["name"])
     kwargs = {"scale": config["scale"], **renamed(config["generator"]["kwargs"])}
-    channels = config["generator"].get("in_channels", 3)
-  except (KeyError, TypeError) as error:
-    raise UserError(f"{config_path} is not the configuration of a run ({error!r})") from error
-  module = build_generator(name, kwargs)
-  abstract = jax.eval_shape(
-    lambda key: module.init(key, jnp.zeros((1, 16, 16, channels)), train=False),
-    jax.random.key(0),
-  )
+    channels = config["generator"].get("in_channels") or config.get("data", {}).get("channels", 3)
+    if name in GENERATORS:
+      _check_kwargs(config_path, name, kwargs, "generator.kwargs")
+    module = build_generator(name, kwargs)
+    abstract = jax.eval_shape(
+      lambda key: module.init(key, jnp.zeros((1, 16, 16, channels)), train=False),
+      jax.random.key(0),
+    )
+  except UserError:
+    raise
+  except Exception as error:  # whatever flax and JAX raise for a network that cannot be
+    raise UserError(
+      f"{config_path} is not the configuration of a run ({printable(repr(error))})"
+    ) from error
   abstract = {"params": abstract["params"], "batch_stats": abstract.get("batch_stats", {})}
   variables, step, extra = checkpoint.restore_model(run, abstract, step=step)
   variables = jax.tree.map(np.asarray, variables)
+  trees.check_finite(
+    f"{run}, step {step}", variables, f"take an earlier one: {run}/checkpoints/STEP"
+  )
   # A run that a file was converted into has its config from there, in `extra`.
   info = {"ancestry": [], "config": without_folders(config), **extra.get("info", {})}
   return Model(name, kwargs, variables, {**info, "step": step, "digest": trees.digest(variables)})
@@ -134,10 +150,16 @@ def _without_folder(path: str) -> str:
 
 
 def _read_file(path: pathlib.Path, what: str, recognise: Any) -> Model:
+  if not path.exists() and what == "discriminator":
+    raise FileNotFoundError(
+      f"{path} does not exist; give the file of a discriminator (.pth, .safetensors or .npz)"
+    )
   if not path.exists():
     names = ", ".join(catalog.manifest())
+    close = difflib.get_close_matches(str(path).lower(), ["bicubic", *catalog.manifest()], n=1)
     raise FileNotFoundError(
-      f"{path} does not exist; give a run's folder or a model file"
+      f"{path} does not exist; {f'did you mean {close[0]}? Else ' if close else ''}give a run's "
+      "folder or a model file"
       + (f", or one of the models that come with sr_jax: {names}" if names else "")
     )
   tree, metadata = weight_files.read_weights(path)
@@ -155,21 +177,24 @@ def _read_file(path: pathlib.Path, what: str, recognise: Any) -> Model:
     _check_kwargs(path, name, kwargs)
   variables = {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
   variables = jax.tree.map(lambda x: np.asarray(x, np.float32), variables)
+  trees.check_finite(str(path), variables, "take another file")
   info = {"ancestry": [], **known.get("info", {}), "digest": trees.digest(variables), "file": facts}
   return Model(name, kwargs, variables, info)
 
 
-def _check_kwargs(path: pathlib.Path, name: str, kwargs: Mapping[str, Any]) -> None:
+def _check_kwargs(
+  path: storage.Folder, name: str, kwargs: Mapping[str, Any], where: str = f"metadata {METADATA!r}"
+) -> None:
   """Raises UserError if the module has no such field as the file gives, or one of another type."""
   module = {**GENERATORS, **DISCRIMINATORS}[name]
   for field, value in kwargs.items():
     default = getattr(module, field, None)
     number = isinstance(default, float) and type(value) is int
     if type(value) is not type(default) and not number:
-      told = f"{path}: its metadata sets {field}={value!r}, but"
-      fix = f"correct the file's metadata {METADATA!r}, or remove it"
+      told = f"{path}: its {where.split()[0]} sets {printable(f'{field}={value!r}')}, but"
+      fix = f"correct the file's {where}, or remove it"
       if not hasattr(module, field):
-        raise UserError(f"{told} {name} has no field {field!r}; {fix}")
+        raise UserError(f"{told} {name} has no field {printable(repr(field))}; {fix}")
       raise UserError(f"{told} {field} of {name} must be a {type(default).__name__}; {fix}")
 
 
@@ -185,7 +210,7 @@ def _parse_metadata(path: pathlib.Path, text: str) -> dict[str, Any]:
     sections = [config, parts[1].get("interpolation", {})]
     if isinstance(config, dict):
       sections += [config.get(name, {}) for name in ("data", "discriminator")]
-    step = parts[1].get("step", 0)
+    step, version = parts[1].get("step", 0), known.get("format", 1)
     if (
       isinstance(ancestry, list)
       and all(isinstance(digest, str) for digest in ancestry)
@@ -193,6 +218,11 @@ def _parse_metadata(path: pathlib.Path, text: str) -> dict[str, Any]:
       and type(step) is int
       and step >= 0
       and all(isinstance(value, (bool, int, float, str)) for value in parts[0].values())
+      and type(version) is int
     ):
+      if version > FORMAT:
+        raise UserError(
+          f"{path} has format {version}, this sr_jax reads up to {FORMAT}; update sr_jax"
+        )
       return known
   raise UserError(f"{path}: its metadata {METADATA!r} is not what save_model writes")

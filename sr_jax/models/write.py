@@ -1,7 +1,7 @@
 """Writes a trained network to a file, or to a run that holds only the generator."""
 
+import difflib
 import json
-import os
 import pathlib
 from typing import Any
 
@@ -12,7 +12,9 @@ from sr_jax import UserError
 from sr_jax.formats import METADATA
 from sr_jax.formats import state_dicts
 from sr_jax.formats import weight_files
-from sr_jax.models.model import Model
+from sr_jax.machine.paths import user_path
+from sr_jax.machine.writing import write_file
+from sr_jax.models.model import FORMAT, Model
 from sr_jax.networks.build import GENERATORS, in_channels
 from sr_jax.runs import checkpoint
 from sr_jax.runs import storage
@@ -32,22 +34,42 @@ def save_model(path: str | pathlib.Path, model: Model, *, dtype: str = "float32"
     UserError: the suffix or the dtype is unknown, or they do not go together or with the model.
     MissingPackageError: the package that a suffix needs is not installed.
   """
-  path = storage.local_path("--output", path)
-  if dtype not in DTYPES:
-    raise UserError(f"dtype={dtype!r} must be one of {', '.join(DTYPES)}")
+  path = check_form(path, dtype)
   if not path.suffix:
     _check_generator(path, model)
-    if dtype != "float32":
-      raise UserError(f"{path}: a run holds float32; give a file, or leave dtype={dtype} out")
     _write_run(path, model)
     return
-  if path.suffix not in _WRITERS:
-    raise UserError(f"{path}: suffix must be {', '.join(_WRITERS)}, or none for a run's folder")
   contents = _WRITERS[path.suffix](path, model, dtype)
   path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f".{path.name}.tmp")
-  temporary.write_bytes(contents)
-  os.replace(temporary, path)
+  write_file(path, contents)
+
+
+def check_form(path: str | pathlib.Path, dtype: str = "float32") -> pathlib.Path:
+  """Checks what `save_model` is asked for, before a model is read.
+
+  Returns:
+    The path, with ~ expanded.
+
+  Raises:
+    UserError: the suffix or the dtype is unknown, or they do not go together.
+  """
+  path = storage.local_path("--output", path)
+  if dtype not in DTYPES:
+    short = {"fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}
+    similar = difflib.get_close_matches(dtype.lower(), DTYPES, n=1, cutoff=0.5)
+    fix = short.get(dtype.lower()) or (similar or ["float32"])[0]
+    raise UserError(f"--dtype={dtype} must be one of {', '.join(DTYPES)}; try --dtype={fix}")
+  if not path.suffix and dtype != "float32":
+    raise UserError(
+      f"--dtype={dtype}: a run holds float32, and {path} will be one; give a file, or "
+      "leave --dtype out"
+    )
+  if path.suffix and path.suffix not in _WRITERS:
+    raise UserError(
+      f"--output={path}: suffix must be {', '.join(_WRITERS)}, or none for a run's folder; try "
+      f"--output={path.with_suffix('.safetensors')}"
+    )
+  return path
 
 
 def check_apart(output: pathlib.Path, *inputs: str) -> None:
@@ -57,7 +79,7 @@ def check_apart(output: pathlib.Path, *inputs: str) -> None:
     UserError: the output is one of the inputs, perhaps by another path.
   """
   for path in inputs:
-    if output.resolve() == pathlib.Path(path).resolve():
+    if user_path(output).resolve() == user_path(path).resolve():
       raise UserError(f"--output={output} is the input {path} itself; choose another name")
 
 
@@ -76,7 +98,7 @@ def _write_run(run: pathlib.Path, model: Model) -> None:
       "in_channels": in_channels(model.variables, kwargs),
     },
   }
-  (run / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+  write_file(run / "config.json", json.dumps(config, indent=2) + "\n")
   checkpoint.save_model(
     run, model.variables, step=model.info.get("step", 0), extra={"info": _published(model)}
   )
@@ -84,7 +106,12 @@ def _write_run(run: pathlib.Path, model: Model) -> None:
 
 def _metadata(model: Model) -> dict[str, str]:
   """Returns the metadata of a file, {name: text}: what its arrays' names and shapes cannot say."""
-  told = {"architecture": model.name, "kwargs": model.kwargs, "info": _published(model)}
+  told = {
+    "format": FORMAT,
+    "architecture": model.name,
+    "kwargs": model.kwargs,
+    "info": _published(model),
+  }
   scale = {"scale": str(model.kwargs["scale"])} if "scale" in model.kwargs else {}
   return {"architecture": model.name, **scale, METADATA: json.dumps(told)}
 

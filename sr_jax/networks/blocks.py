@@ -54,6 +54,15 @@ def repeat(net: nn.Module, block: nn.Module, x: jax.Array, *, train: bool) -> ja
   return body(block, x, None)[0]
 
 
+def check_channels(net: nn.Module, lr: jax.Array):
+  """Raises UserError where lr has other channels than a network that adds it to its output."""
+  if lr.shape[-1] != net.out_channels:
+    raise UserError(
+      f"{type(net).__name__} adds its input to its output: out_channels={net.out_channels} "
+      f"must equal the {lr.shape[-1]} channels of lr"
+    )
+
+
 def check_fields(net: nn.Module, scale: int, input_unshuffle: int = 1):
   """Raises UserError where a field has a value that no network can be built with."""
   who = type(net).__name__

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from sr_jax import UserError
 from sr_jax.networks import discriminators
+from sr_jax.networks.compact import Compact
 from sr_jax.networks.rrdbnet import RRDBNet, ResidualNet
 from sr_jax.networks.srresnet import MSRResNet, SRResNet
 from sr_jax.networks import trees
@@ -23,11 +24,13 @@ GENERATORS = {
   "msrresnet": MSRResNet,
   "rrdbnet": RRDBNet,
   "residualnet": ResidualNet,
+  "compact": Compact,
 }
 DISCRIMINATORS = {
   "srgan": discriminators.SRGANDiscriminator,
   "vgg": discriminators.VGGDiscriminator,
   "unet": discriminators.UNetDiscriminator,
+  "patch": discriminators.PatchDiscriminator,
 }
 
 # Fields of the modules that neither a recipe nor a file sets.
@@ -37,8 +40,12 @@ RENAMED = {"dense": "algorithm"}
 
 
 def generator_fields(name: str) -> dict[str, Any]:
-  """Returns the fields of a generator that a recipe may set, with their defaults."""
-  fields = dataclasses.fields(GENERATORS[name])
+  """Returns the fields of a generator that a recipe may set, with their defaults.
+
+  Raises:
+    UserError: there is no such generator; the error lists the choices.
+  """
+  fields = dataclasses.fields(look_up("generator.name", GENERATORS, name))
   return {field.name: field.default for field in fields if field.name not in _NOT_SETTABLE}
 
 
@@ -58,14 +65,11 @@ def build_generator(name: str, kwargs: Mapping[str, Any], *, dtype: str = "float
   Raises:
     UserError: the name, a field or the dtype is unknown; the error lists the choices.
   """
-  if name not in GENERATORS:
-    raise UserError(f"generator {name!r} must be one of {', '.join(GENERATORS)}")
-  module = GENERATORS[name]
   fields = generator_fields(name)
   for field in kwargs:
     if field not in fields:
       raise UserError(f"generator {name!r} has no field {field!r}; it has {', '.join(fields)}")
-  return module(**kwargs, dtype=check_dtype(dtype))
+  return GENERATORS[name](**kwargs, dtype=check_dtype(dtype))
 
 
 def check_dtype(dtype: str) -> jnp.dtype:

@@ -1,7 +1,7 @@
-"""The discriminators of SRGAN, ESRGAN and Real-ESRGAN; they return logits, never a sigmoid.
+"""The discriminators of SRGAN, ESRGAN, Real-ESRGAN and pix2pix; they return logits, no sigmoid.
 
 The losses that take the logits are in `training/losses.py`. Parameter names follow BasicSR's
-checkpoints.
+checkpoints, those of PatchGAN, which BasicSR does not have, its U-Net's.
 """
 
 from typing import Any
@@ -35,10 +35,15 @@ class SRGANDiscriminator(nn.Module):
   dtype: Any = jnp.float32
   kernels: Kernels = PLAIN
 
+  @staticmethod
+  def multiple(side: int) -> int:
+    """Returns what the sides of an image of about this size must be multiples of."""
+    return 16
+
   @nn.compact
   def __call__(self, image: jax.Array, *, train: bool) -> jax.Array:
     """Maps image [N, H, H, C] in [0, 1], H a multiple of 16, to logits [N]."""
-    _check_square(self, image, 16)
+    _check_square(self, image)
     how = {"dtype": self.dtype, "kernels": self.kernels}
     x = self.kernels.leaky_relu(conv(image, self.features, name="conv0_0", **how))
     for stage, width in enumerate((1, 2, 4, 8)):
@@ -66,11 +71,16 @@ class VGGDiscriminator(nn.Module):
   dtype: Any = jnp.float32
   kernels: Kernels = PLAIN
 
+  @staticmethod
+  def multiple(side: int) -> int:
+    """Returns what the sides of an image of about this size must be multiples of."""
+    return 64 if side >= 256 else 32
+
   @nn.compact
   def __call__(self, image: jax.Array, *, train: bool) -> jax.Array:
     """Maps image [N, H, H, C] in [0, 1], H a multiple of 32 (of 64 from 256 on), to logits [N]."""
-    widths = (1, 2, 4, 8, 8, 8) if image.shape[1] >= 256 else (1, 2, 4, 8, 8)
-    _check_square(self, image, 2 ** len(widths))
+    widths = (1, 2, 4, 8, 8, 8) if self.multiple(image.shape[1]) == 64 else (1, 2, 4, 8, 8)
+    _check_square(self, image)
     how = {"dtype": self.dtype, "kernels": self.kernels}
     x = self.kernels.leaky_relu(conv(image, self.features, name="conv0_0", **how))
     options = {"use_bias": False, "train": train, **how}
@@ -98,6 +108,11 @@ class UNetDiscriminator(nn.Module):
   dtype: Any = jnp.float32
   kernels: Kernels = PLAIN
 
+  @staticmethod
+  def multiple(side: int) -> int:
+    """Returns what the sides of an image of about this size must be multiples of."""
+    return 8
+
   @nn.compact
   def __call__(self, image: jax.Array, *, train: bool) -> jax.Array:
     """Maps image [N, H, W, C] in [0, 1], H and W multiples of 8, to logits [N, H, W]."""
@@ -124,6 +139,47 @@ class UNetDiscriminator(nn.Module):
     return conv(x, 1, name="conv9", **how)[..., 0].astype(jnp.float32)
 
 
+class PatchDiscriminator(nn.Module):
+  """PatchGAN (pix2pix, arXiv 1611.07004, appendix 6.1.2): a logit for each patch of 70 x 70 pixels.
+
+  2,765,633 parameters. As in its released code, convolutions before a BatchNorm have no bias.
+
+  Attributes:
+    features: channels of the first convolution.
+    dtype: the dtype to compute in, or its name; parameters, BatchNorm's statistics and logits are
+      float32.
+    kernels: how to compute the network, as `choose.choose` returns it.
+  """
+
+  features: int = 64
+  dtype: Any = jnp.float32
+  kernels: Kernels = PLAIN
+
+  @staticmethod
+  def multiple(side: int) -> int:
+    """Returns what the sides of an image of about this size must be multiples of.
+
+    From 24 pixels on there is a logit.
+    """
+    return 8 if side >= 24 else 24
+
+  @nn.compact
+  def __call__(self, image: jax.Array, *, train: bool) -> jax.Array:
+    """Maps image [N, H, W, C] in [0, 1], H and W at least 24, to logits [N, H/8 - 2, W/8 - 2]."""
+    _, h, w, _ = image.shape
+    if min(h, w) < 24:
+      raise UserError(
+        f"PatchDiscriminator: image of {h} x {w} must have sides of 24 or more; try "
+        f"{max(h, 24)} x {max(w, 24)}"
+      )
+    how = {"kernel_size": 4, "dtype": self.dtype, "kernels": self.kernels}
+    x = self.kernels.leaky_relu(conv(image, self.features, stride=2, name="conv0", **how))
+    for i, (width, stride) in enumerate(((2, 2), (4, 2), (8, 1)), 1):
+      options = {"stride": stride, "use_bias": False, "train": train, **how}
+      x = _conv_bn(x, self.features * width, str(i), **options)
+    return conv(x, 1, name="conv4", **how)[..., 0].astype(jnp.float32)
+
+
 def _conv_bn(
   x: jax.Array, features: int, name: str, *, train: bool, kernels: Kernels, **options
 ) -> jax.Array:
@@ -139,13 +195,14 @@ def _classify(x: jax.Array, hidden: int, dtype: Any, kernels: Kernels) -> jax.Ar
   return x[:, 0].astype(jnp.float32)
 
 
-def _check_square(net: nn.Module, image: jax.Array, multiple: int):
+def _check_square(net: nn.Module, image: jax.Array):
   """Raises UserError unless the image is square and each convolution of stride 2 halves it exactly.
 
   It must be square, because linear1's parameters belong to one size and files do not say which
   sides it has.
   """
   _, h, w, _ = image.shape
+  multiple = net.multiple(h)
   if h != w or h % multiple:
     side = max(min(h, w) // multiple, 1) * multiple
     raise UserError(

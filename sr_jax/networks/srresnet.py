@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from sr_jax import UserError
 from sr_jax.kernels.choose import PLAIN, Kernels
-from sr_jax.networks.blocks import UPSAMPLING, ResidualBlock, check_fields, repeat
+from sr_jax.networks.blocks import UPSAMPLING, ResidualBlock, check_channels, check_fields, repeat
 from sr_jax.networks.layers import (
   PReLU,
   batch_norm,
@@ -98,11 +98,7 @@ class MSRResNet(nn.Module):
   @nn.compact
   def __call__(self, lr: jax.Array, *, train: bool) -> jax.Array:
     """Upscales lr [N, h, w, c] in [0, 1] to float32 [N, h * scale, w * scale, c]."""
-    if lr.shape[-1] != self.out_channels:
-      raise UserError(
-        f"MSRResNet adds its input to its output: out_channels={self.out_channels} "
-        f"must equal the {lr.shape[-1]} channels of lr"
-      )
+    check_channels(self, lr)
     f, leaky_relu = self.features, self.kernels.leaky_relu
     how = {"dtype": self.dtype, "kernels": self.kernels}
     x = leaky_relu(conv(lr, f, name="conv_first", init="msra", **how), 0.1)

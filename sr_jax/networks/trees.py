@@ -1,4 +1,4 @@
-"""Trees of arrays: where two differ, and a digest that identifies one."""
+"""Trees of arrays: where two differ, what is not finite, and a digest that identifies one."""
 
 import hashlib
 from collections.abc import Mapping
@@ -60,4 +60,38 @@ def check_same_shapes(trees: Mapping[str, Any]) -> None:
     path, ours, theirs = difference
     raise UserError(
       f"{one} and {other} are different networks: {path} is {ours} in {one} and {theirs} in {other}"
+    )
+
+
+def not_finite(tree: Any) -> dict[str, tuple[int, int]]:
+  """Finds NaN and Inf in arrays of numpy or JAX; of a replicated one this process's first copy.
+
+  Returns:
+    {path: (values that are not finite, all values)} of the arrays that have any.
+  """
+  found = {}
+  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    array = np.asarray(leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf)
+    if lost := array.size - int(np.count_nonzero(np.isfinite(array))):
+      found[jax.tree_util.keystr(path, simple=True, separator="/")] = lost, array.size
+  return found
+
+
+def check_finite(what: str, tree: Any, remedy: str) -> None:
+  """Checks that there is no NaN and no Inf in a tree of arrays.
+
+  Args:
+    what: what the error calls the tree.
+    tree: arrays of numpy or JAX.
+    remedy: the end of the error.
+
+  Raises:
+    UserError: there is; the error names the first array.
+  """
+  if found := not_finite(tree):
+    path, (lost, size) = next(iter(found.items()))
+    others = f" (and {len(found) - 1} more arrays)" if len(found) > 1 else ""
+    raise UserError(
+      f"{what}: {path}{others} must be finite, and {lost:,} of its {size:,} values are NaN or Inf; "
+      f"{remedy}"
     )

@@ -6,7 +6,7 @@ kept with the parameters, as a scale and a shift of RGB in [0, 1].
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -48,6 +48,7 @@ def vgg_features(
   layers: Sequence[str],
   dtype: Any = jnp.float32,
   kernels: Kernels = PLAIN,
+  pool: Callable[[jax.Array], jax.Array] | None = None,
 ) -> dict[str, jax.Array]:
   """Computes features of an image in one pass, only as deep as the deepest layer needs.
 
@@ -59,6 +60,7 @@ def vgg_features(
       (SRGAN).
     dtype: the dtype to compute in; the input is normalised in float32.
     kernels: how to compute the convolutions, as `choose.choose` returns it.
+    pool: takes the place of the max-pooling of 2x2 between the blocks.
 
   Returns:
     For each of `layers` [N, H / 2^(block - 1), W / 2^(block - 1), C], float32.
@@ -79,7 +81,7 @@ def vgg_features(
     if len(features) == len(set(layers)):
       break
     if name.endswith("_1") and name != "conv1_1":
-      x = nn.max_pool(x, (2, 2), strides=(2, 2))
+      x = nn.max_pool(x, (2, 2), strides=(2, 2)) if pool is None else pool(x)
     x = apply_conv(x, params[name]["kernel"], dtype=dtype, kernels=kernels)
     x = x + params[name]["bias"].astype(x.dtype).reshape(1, 1, 1, -1)
     if name in layers:

@@ -5,6 +5,7 @@ says so once. The same goes for a run in a bucket, because it could not be tried
 can write there.
 """
 
+import io
 import json
 import time
 from collections.abc import Mapping
@@ -14,6 +15,8 @@ from absl import logging
 import jax
 import numpy as np
 
+from sr_jax import harmless
+from sr_jax.machine.writing import open_to_append
 from sr_jax.runs import storage
 
 
@@ -23,12 +26,13 @@ def read_curves(model: str) -> dict[str, list[tuple[int, float]]]:
   for entry in read(storage.run_folder(model)):
     step = entry.pop("step")
     for name, value in entry.items():
-      if isinstance(value, (int, float)):
+      if isinstance(value, (int, float)) and abs(value) < _LARGEST:  # a stranger's may be any
         curves.setdefault(name, []).append((step, float(value)))
   return curves
 
 
 METRICS = "metrics.jsonl"
+_LARGEST = 10**300
 # The least time between two uploads of metrics.jsonl, unless a checkpoint asks for one.
 UPLOAD_SECONDS = 60
 
@@ -40,7 +44,7 @@ class Writer:
     self._file, self._tensorboard = None, None
     if jax.process_index() == 0:
       run.mkdir(parents=True, exist_ok=True)
-      self._file = _Upload(run / METRICS) if storage.is_bucket(run) else open(run / METRICS, "a")
+      self._file = _Upload(run / METRICS) if storage.is_bucket(run) else _append(run)
       self._tensorboard = _tensorboard_writer(run) if tensorboard else None
 
   def scalars(self, step: int, scalars: Mapping[str, float], timing: Mapping[str, float]) -> None:
@@ -78,6 +82,10 @@ class Writer:
       self._tensorboard.close()
 
 
+def _append(run: storage.Folder) -> io.TextIOWrapper:
+  return io.TextIOWrapper(open_to_append(run / METRICS), encoding="utf-8")
+
+
 class _Upload:
   """A text file in a bucket. Nothing can be appended to it, so it is written whole each time.
 
@@ -106,16 +114,23 @@ class _Upload:
 
 
 def read(run: storage.Folder) -> list[dict[str, Any]]:
-  """Reads the lines of metrics.jsonl but one that a crash cut off; [] if there is no such file."""
-  path, entries = run / METRICS, []
-  for line in path.read_text().splitlines() if path.exists() else []:
-    try:
-      entry = json.loads(line)
-    except json.JSONDecodeError:
-      continue
-    if isinstance(entry, dict) and isinstance(entry.get("step"), int):
-      entries.append(entry)
-  return entries
+  """Reads the lines of metrics.jsonl but those that are damaged; [] if there is no such file."""
+  return [entry for entry, _ in _lines(run / METRICS) if entry]
+
+
+def _lines(path: storage.Folder) -> list[tuple[dict[str, Any] | None, bytes]]:
+  """Reads the lines of a file: what each holds, None for a damaged one, and its bytes."""
+  contents = path.read_bytes() if path.exists() else b""
+  return [(_entry(line), line) for line in contents.splitlines(keepends=True)]
+
+
+def _entry(line: bytes) -> dict[str, Any] | None:
+  try:
+    entry = json.loads(line)
+  except (ValueError, RecursionError):  # no JSON, or no text
+    return None
+  sound = isinstance(entry, dict) and type(entry.get("step")) is int and line.endswith(b"\n")
+  return entry if sound else None
 
 
 def has_scores(run: storage.Folder, step: int) -> bool:
@@ -130,20 +145,38 @@ def _is_of_scores(entry: Mapping[str, Any]) -> bool:
 def cut_back(run: storage.Folder, step: int, *, scored: bool = True) -> None:
   """Drops the lines of metrics.jsonl after a step, so that a resumed run writes them once.
 
-  A last line that was cut off by a crash goes too.
+  A last line that was cut off by a crash goes too, and others that are damaged, which is said. A
+  run without a checkpoint begins anew: what an earlier one wrote is moved aside and not dropped.
 
   Args:
     run: the run's folder.
-    step: the last step whose lines are kept.
+    step: the last step whose lines are kept; 0 without a checkpoint.
     scored: whether the scores of that step are kept too; if not, they will be written again.
   """
   path = run / METRICS
   if not path.exists() or jax.process_index() != 0:
     return
-  kept = [entry for entry in read(run) if entry["step"] <= step]
+  lines = _lines(path)
+  damaged = sum(entry is None for entry, _ in lines)
+  if damaged:
+    logging.warning("%s: %d damaged lines are cut off", path, damaged)
+  if step == 0 and any(entry and entry["step"] > 0 for entry, _ in lines):
+    aside = _unused(path)
+    storage.move(path, aside)
+    logging.warning("%s has lines, but no checkpoint; moved to %s", path, aside.name)
+    return
+  kept = [(entry, line) for entry, line in lines if entry and entry["step"] <= step]
   if not scored:
-    kept = [entry for entry in kept if entry["step"] < step or not _is_of_scores(entry)]
-  storage.write_text(path, "".join(json.dumps(entry) + "\n" for entry in kept))
+    kept = [(e, line) for e, line in kept if e["step"] < step or not _is_of_scores(e)]
+  storage.write_bytes(path, b"".join(line for _, line in kept))
+
+
+def _unused(path: storage.Folder) -> storage.Folder:
+  """Numbers a file so that it is none that there is."""
+  number = 0
+  while (aside := path.parent / f"metrics_{number}.jsonl").exists():
+    number += 1
+  return aside
 
 
 def _tensorboard_writer(run: storage.Folder):
@@ -164,4 +197,4 @@ def _tensorboard_writer(run: storage.Folder):
 
 def say(line: str) -> None:
   if jax.process_index() == 0:
-    print(line, flush=True)
+    print(harmless(line), flush=True)

@@ -30,23 +30,58 @@ class NetState(struct.PyTreeNode):
     return {"params": self.params, "batch_stats": self.batch_stats}
 
 
+WINDOW = 64  # steps that running medians are of
+
+
+class GuardState(struct.PyTreeNode):
+  """What the guard of the steps remembers, see `training/guard.py`; all but `history` are scalars.
+
+  Attributes:
+    skipped: the steps of the run that were skipped, int32.
+    in_a_row: those of them since the last step that was kept, int32.
+    outside: the steps in a row, up to this one, whose loss was outside of its band, int32.
+    won: the steps in a row, up to this one, in which the discriminator had won, int32.
+    data_offset: step s takes the examples of step s + data_offset, int32; more than 0 once the run
+      went back.
+    rate_factor: of the learning rate, float32; less than 1 once the run went back.
+    history: gradient norms and losses of WINDOW earlier steps, float32 [WINDOW, 4]: the norms of
+      generator and discriminator, their absolute losses; 0 where nothing was seen yet.
+  """
+
+  skipped: jax.Array
+  in_a_row: jax.Array
+  outside: jax.Array
+  won: jax.Array
+  data_offset: jax.Array
+  rate_factor: jax.Array
+  history: jax.Array
+
+
+def create_guard_state() -> GuardState:
+  """Returns the guard's state at step 0."""
+  zeros = (jnp.zeros((), jnp.int32) for _ in range(5))  # one each: an alias cannot be donated
+  return GuardState(*zeros, jnp.ones(()), jnp.zeros((WINDOW, 4)))
+
+
 class TrainState(struct.PyTreeNode):
   """A run at one step.
 
   Attributes:
-    step: the number of optimizer updates done, an int32 scalar.
+    step: the number of steps done, an int32 scalar: each is an optimizer update, or was skipped.
     generator: the generator and its optimizer.
     discriminator: the discriminator and its optimizer; None in PSNR runs. None is an empty pytree:
       it passes through jit, donation, sharding and Orbax unchanged, so those runs need no class of
       their own.
     ema_params: the exponential moving average of generator.params, which evaluation and model
       files use.
+    guard: what the guard remembers; None, an empty pytree, without a guard.
   """
 
   step: jax.Array
   generator: NetState
   discriminator: NetState | None
   ema_params: Params
+  guard: GuardState | None = None
 
   @property
   def ema_variables(self) -> dict[str, Params]:

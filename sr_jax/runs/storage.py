@@ -16,6 +16,7 @@ import os
 import pathlib
 import re
 import shutil
+import tempfile
 import uuid
 
 from etils import epath
@@ -23,6 +24,8 @@ from etils.epath import gpath
 import fsspec
 
 from sr_jax import MissingPackageError, UserError
+from sr_jax.machine.paths import user_path
+from sr_jax.machine.writing import write_file
 
 Folder = pathlib.Path | epath.Path
 
@@ -36,7 +39,7 @@ def run_folder(path: str | os.PathLike) -> Folder:
   """
   text = os.fspath(path)
   if "://" not in text and not text.startswith("gs:/"):
-    return pathlib.Path(text)
+    return user_path(text)
   if not re.match("gs://[^/]+/+[^/]", text):
     raise UserError(
       f"{text} must be a folder or gs://BUCKET/RUN; mount other storage and give its path"
@@ -70,7 +73,29 @@ def local_path(flag: str, path: str | os.PathLike) -> pathlib.Path:
   """
   if "://" in os.fspath(path):
     raise UserError(f"{flag}={path} must be a local path; copy it there afterwards")
-  return pathlib.Path(path)
+  return user_path(path)
+
+
+def output_folder(flag: str, path: str | os.PathLike) -> pathlib.Path:
+  """Makes the path of a local folder for output, and tries whether it can be written to.
+
+  Nothing is left there: before any work is done it is only found out whether it would be in vain.
+
+  Raises:
+    UserError: the path is not one of a file system, or nothing can be written there.
+  """
+  folder = local_path(flag, path)
+  if not os.fspath(path).strip():
+    raise UserError(f"{flag} is empty; give a folder")
+  there = next(parent for parent in (folder.absolute(), *folder.absolute().parents)
+               if parent.exists())  # fmt: skip
+  try:
+    os.rmdir(tempfile.mkdtemp(prefix=".sr_jax_", dir=there))
+  except OSError as error:
+    raise UserError(
+      f"{flag}={path} cannot be written: {error.strerror}: {there}; give a folder that can"
+    ) from error
+  return folder
 
 
 def is_bucket(folder: Folder) -> bool:
@@ -111,14 +136,34 @@ def check_access(run: Folder) -> None:
     )
 
 
+def check_inside(run: Folder) -> None:
+  """Checks that the folders which training writes to are not links that lead out of the run's.
+
+  Raises:
+    UserError: one of them is; the error names it.
+  """
+  if is_bucket(run):
+    return
+  for name in ("checkpoints", "damaged", "preview", "psnr"):
+    folder = run / name
+    if folder.is_symlink() and not folder.resolve().is_relative_to(run.resolve()):
+      raise UserError(
+        f"{folder} is a symbolic link that leads out of the run, to {folder.resolve()}; put the "
+        "folder itself there, or remove the link"
+      )
+
+
 def write_text(path: Folder, text: str) -> None:
+  """Writes a text file as `write_bytes` does."""
+  write_bytes(path, text.encode())
+
+
+def write_bytes(path: Folder, contents: bytes) -> None:
   """Writes a file at once: a reader sees the old contents or the new ones, never a part."""
   if is_bucket(path):
-    path.write_text(text)  # appears when it is complete
+    path.write_bytes(contents)  # appears when it is complete
     return
-  temporary = path.with_suffix(".tmp")
-  temporary.write_text(text)
-  os.replace(temporary, path)
+  write_file(path, contents)
 
 
 def move(source: Folder, target: Folder) -> None:

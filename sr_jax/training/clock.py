@@ -12,6 +12,23 @@ from sr_jax.runs import logs
 from sr_jax.runs.settings import Config
 
 
+# A run says how long it will take after so many steps or seconds, whichever come first.
+FORECAST_STEPS = 10
+FORECAST_SECONDS = 60
+
+
+def duration(seconds: float) -> str:
+  """Writes a time for people, in its two largest units: '204 d 3 h', '3 h 5 min', '40 s'."""
+  minutes, rest = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  days, hours = divmod(hours, 24)
+  if days:
+    return f"{days:,} d {hours} h"
+  if hours:
+    return f"{hours} h {minutes} min"
+  return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
 class Due(NamedTuple):
   """Says what is to be done after a step."""
 
@@ -66,12 +83,37 @@ def _every(steps: int, step: int) -> bool:
   return bool(steps) and step % steps == 0
 
 
-class Progress:
-  """Counts steps, seconds, and seconds of waiting for data; evaluation and saving are left out."""
+class Ahead(NamedTuple):
+  """What a run has before it.
 
-  def __init__(self, start: int, total: int, batch_size: int):
-    self._total, self._batch_size = total, batch_size
+  Attributes:
+    stage: the number of the stage that trains, from 1.
+    stages: how many there are.
+    later: how many of this stage's steps the later stages amount to, by what they compute.
+  """
+
+  stage: int
+  stages: int
+  later: float
+
+
+ONE_STAGE = Ahead(1, 1, 0.0)
+
+
+class Progress:
+  """Counts steps, seconds, and seconds of waiting for data; evaluation and saving are left out.
+
+  Args:
+    start: the step that the run goes on from.
+    total: the step that it ends with.
+    batch_size: crops in a step.
+    ahead: the run's other stages.
+  """
+
+  def __init__(self, start: int, total: int, batch_size: int, ahead: Ahead = ONE_STAGE):
+    self._total, self._batch_size, self._ahead = total, batch_size, ahead
     self._begin = time.monotonic()
+    self._forecast, self._said = start + FORECAST_STEPS, False
     self.resume(start)
 
   def compiled(self, step: int, metrics: Any) -> None:
@@ -79,6 +121,24 @@ class Progress:
     jax.block_until_ready(metrics)
     logs.say(f"  compiled in {time.monotonic() - self._begin:.0f} s")
     self.resume(step)
+
+  def forecast(self, step: int, metrics: Any) -> None:
+    """Says once, after some steps, how long the stage and the run will take at their speed."""
+    steps, left = step - self._step, self._total - step
+    waited = time.monotonic() - self._since >= FORECAST_SECONDS
+    if self._said or not steps or not left or not (waited or step >= self._forecast):
+      return
+    self._said = True
+    jax.block_until_ready(metrics)
+    each = (time.monotonic() - self._since) / steps
+    stage, stages, later = self._ahead
+    if stages == 1:
+      logs.say(f"  forecast: {duration(left * each)} for {left:,} steps")
+    else:
+      both = f", about {duration((left + later) * each)} with the next" if later else ""
+      logs.say(
+        f"  forecast: stage {stage} of {stages}: {duration(left * each)} at this speed{both}"
+      )
 
   def wait_for(self, batches: Iterator[Any]) -> Any:
     """Takes the next batch, counting the wait."""
@@ -97,7 +157,7 @@ class Progress:
       "steps_per_second": rate,
       "images_per_second": rate * self._batch_size,
       "data_wait_share": self._waited / seconds,
-      "eta_seconds": (self._total - step) / rate,
+      "eta_seconds": (self._total - step + self._ahead.later) / rate,
     }
     self.resume(step)
     return report

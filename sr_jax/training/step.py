@@ -17,7 +17,7 @@ with it, BasicSR's five forwards see five different weights, and the two here se
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -29,6 +29,7 @@ from sr_jax.kernels import choose
 from sr_jax.machine import sharding
 from sr_jax.networks import vgg
 from sr_jax.runs.state import NetState, TrainState
+from sr_jax.training import guard as guards
 from sr_jax.training import losses
 from sr_jax.training import schedules
 from sr_jax.training.terms import Adversarial, Perceptual, make_losses
@@ -44,6 +45,8 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
   """Adam without its learning rate, which the step applies by the run's own count.
 
+  Clipping has no state: a run may begin to clip, or cease to, at any checkpoint.
+
   Args:
     b1: 0.9 in both papers.
     b2: 0.999 in ESRGAN's paper, 0.99 in its released code.
@@ -51,7 +54,15 @@ def make_optimizer(
     clip_norm: largest global norm of the gradient; 0 for none.
   """
   adam = optax.scale_by_adam(b1=b1, b2=b2, eps=eps)
-  return optax.chain(optax.clip_by_global_norm(clip_norm), adam) if clip_norm else adam
+  if not clip_norm:
+    return adam
+  clip = optax.clip_by_global_norm(clip_norm)
+
+  def update(grads: Any, state: optax.OptState, params: Any = None) -> Any:
+    grads, _ = clip.update(grads, optax.EmptyState())
+    return adam.update(grads, state, params)
+
+  return optax.GradientTransformation(adam.init, update)
 
 
 def make_train_step(
@@ -68,8 +79,13 @@ def make_train_step(
   ema_decay: float = 0.999,
   ema_warmup: bool = False,
   accumulate_steps: int = 1,
+  frozen: Mapping[str, Any] | None = None,
+  grey: bool = False,
   mesh: jax.sharding.Mesh,
-  cut: Callable[[Any, jax.Array], Mapping[str, jax.Array]] | None = None,
+  prepare: Callable[[Any, jax.Array], Mapping[str, jax.Array]] | None = None,
+  mix: Callable[..., tuple[jax.Array, jax.Array]] | None = None,
+  sharpened: Collection[str] = (),
+  guard: guards.Guard | None = None,
 ) -> TrainStep:
   """Makes the jitted, donated, mesh-sharded update.
 
@@ -78,8 +94,8 @@ def make_train_step(
   Args:
     generator: LR image in, SR image out.
     discriminator: logits, or None where `adversarial` has no weight.
-    weights: {'pixel', 'perceptual', 'adversarial', 'tv': weight} of the generator's loss. A term of
-      weight 0 or without an entry does not exist: it is not computed and not logged.
+    weights: {term: weight} of the generator's loss, for terms of `terms.TERMS`. A term of weight 0
+      or without an entry does not exist: it is not computed and not logged.
     pixel_loss: of `losses.PIXEL`.
     perceptual: needed where its weight is not 0.
     adversarial: needed where its weight is not 0.
@@ -92,23 +108,32 @@ def make_train_step(
     accumulate_steps: gradients are averaged over so many micro-batches, one after the other. The
       means of RaGAN and of BatchNorm are then over a micro-batch (of all devices). Where there is
       neither, a single CPU may take more and smaller ones.
+    frozen: of `freezing.frozen_masks`, or None. What is frozen keeps its value, its moments, its
+      average and its BatchNorm statistics, and has no part in gradient norms.
+    grey: whether the networks see the luma of colour images, [..., 1].
     mesh: of `sharding.create_mesh`; parameters are replicated, the batch is split.
-    cut: of `device_input.make_cutter`. With it the step takes the arrays of all images in the place
-      of a batch, and cuts the batch of `state.step` out of them itself.
+    prepare: of `inputs.open_batches`. With it the step makes the batch of `state.step` itself, out
+      of what takes the place of a batch: the arrays of all images, or crops to degrade.
+    mix: of `recipe.make_mixing`, (lr, hr, step) -> (lr, hr) in [0, 1], or None.
+    sharpened: the terms that compare with the sharpened HR images.
+    guard: with it nothing is kept of a step that is not sound. It needs a state with `guard`, which
+      also says how far the examples are ahead of the step, and what the rate is multiplied by.
 
   Returns:
     (state, batch, vgg_params) -> (state, metrics). The state is donated. The batch has 'lr'
-    [N, h, w, c] and 'hr' [N, h*s, w*s, c], uint8 or float in [0, 1]. VGG's parameters are an
-    argument because an array closed over would be baked into the program; None without a
+    [N, h, w, c] and 'hr' [N, h*s, w*s, c], uint8, uint16 or float in [0, 1]. VGG's parameters are
+    an argument because an array closed over would be baked into the program; None without a
     perceptual term. Metrics are float32 scalars: `loss_g`, `loss_d`, each term raw
     (`loss/pixel`) and weighted (`weighted/pixel`), `d_real` and `d_fake` (mean probabilities),
-    `logit_real` and `logit_fake` (mean logits), gradient norms and the learning rate.
+    `logit_real` and `logit_fake` (mean logits), gradient norms, the learning rate, and what
+    `guard.keep_sound` counts; with `adversarial.rest_above` also `d_rests`, 1 where the
+    discriminator was left alone.
 
   Raises:
     UserError: a term has weight and nothing to compute it with.
   """
   compute_losses = make_losses(
-    generator, discriminator, weights, pixel_loss, perceptual, adversarial
+    generator, discriminator, weights, pixel_loss, perceptual, adversarial, sharpened
   )
   # Where there is a discriminator, its convolutions decide how micro-batches are looped over.
   kernels = (generator if discriminator is None else discriminator).kernels
@@ -116,19 +141,29 @@ def make_train_step(
   rep, split = sharding.replicated(mesh), sharding.batch_sharded(mesh)
 
   def train_step(state: TrainState, batch, vgg_params) -> tuple[TrainState, Metrics]:
-    if cut is not None:
-      batch = jax.lax.with_sharding_constraint(cut(batch, state.step), split)
+    if prepare is not None or mix is not None:
+      position = state.step if guard is None else state.step + state.guard.data_offset
+    if prepare is not None:
+      batch = jax.lax.with_sharding_constraint(prepare(batch, position), split)
     g, d = state.generator, state.discriminator
     params_d, stats_d = (None, None) if d is None else (d.params, d.batch_stats)
     lr, hr = _to_float(batch["lr"]), _to_float(batch["hr"])
+    if grey:
+      lr, hr = _luma(lr, _white(batch["lr"])), _luma(hr, _white(batch["hr"]))
+    if mix is not None:
+      lr, hr = mix(lr, hr, position)
     steps = accumulate_steps
     if d is None and not g.batch_stats:
       # Nothing looks at the batch as a whole, so it may be computed in parts.
       steps = max(steps, choose.batch_parts(lr.shape, generator.kernels.pixels))
     (grads_g, grads_d, metrics), (stats_g, stats_d) = gradients_of(
-      steps, g.params, params_d, g.batch_stats, stats_d, lr, hr, vgg_params
+      steps, g.params, params_d, g.batch_stats, stats_d, lr, hr, vgg_params, state.ema_params
     )
+    if frozen is not None:
+      grads_g = _keep_frozen(frozen["params"], grads_g, jax.tree.map(jnp.zeros_like, grads_g))
     rate = learning_rate(state.step)
+    if guard is not None:
+      rate *= state.guard.rate_factor
     metrics |= {"learning_rate": rate, "grad_norm_g": optax.tree.norm(grads_g)}
     new_g = _update(optimizer_g, g, grads_g, rate, stats_g)
     decay = jnp.float32(ema_decay)
@@ -141,10 +176,18 @@ def make_train_step(
     if d is not None:
       metrics["grad_norm_d"] = optax.tree.norm(grads_d)
       new_d = _update(optimizer_d, d, grads_d, rate, stats_d)
+      if adversarial.rest_above:
+        rests = metrics["logit_real"] - metrics["logit_fake"] > adversarial.rest_above
+        metrics["d_rests"] = rests.astype(jnp.float32)
+        new_d = jax.tree.map(lambda new, old: jnp.where(rests, old, new), new_d, d)
       new_g, new_ema = _in_turn(adversarial, state.step, (new_g, new_ema), (g, state.ema_params))
-    return TrainState(state.step + 1, new_g, new_d, new_ema), metrics
+    if frozen is not None:
+      new_g = _freeze(frozen, new_g, g)
+      new_ema = _keep_frozen(frozen["params"], new_ema, state.ema_params)
+    new = TrainState(state.step + 1, new_g, new_d, new_ema)
+    return (new, metrics) if guard is None else guards.keep_sound(guard, state, new, metrics, mesh)
 
-  images = split if cut is None else None  # None leaves the arrays of all images where they are
+  images = split if prepare is None else None  # None leaves the arrays where they are
   return jax.jit(
     train_step,
     donate_argnums=0,
@@ -154,11 +197,11 @@ def make_train_step(
   )
 
 
-def _gradients(compute_losses, params_g, params_d, stats_g, stats_d, lr, hr, vgg_params):
+def _gradients(compute_losses, params_g, params_d, stats_g, stats_d, lr, hr, *fixed):
   """Gradients of both losses, from one forward pass: ((G's, D's, logs), statistics)."""
 
   def both(params_g, params_d):
-    return compute_losses(params_g, params_d, stats_g, stats_d, lr, hr, vgg_params)
+    return compute_losses(params_g, params_d, stats_g, stats_d, lr, hr, *fixed)
 
   _, pullback, (stats_g, stats_d, logs) = jax.vjp(both, params_g, params_d, has_aux=True)
   one, zero = jnp.ones(()), jnp.zeros(())
@@ -168,17 +211,15 @@ def _gradients(compute_losses, params_g, params_d, stats_g, stats_d, lr, hr, vgg
 
 
 def _accumulate(
-  compute_losses, steps, params_g, params_d, stats_g, stats_d, lr, hr, vgg_params, *, slow_loops
+  compute_losses, steps, params_g, params_d, stats_g, stats_d, lr, hr, *fixed, slow_loops
 ):
   """The means of `_gradients` over `steps` micro-batches, one after the other."""
   if steps == 1:
-    return _gradients(compute_losses, params_g, params_d, stats_g, stats_d, lr, hr, vgg_params)
+    return _gradients(compute_losses, params_g, params_d, stats_g, stats_d, lr, hr, *fixed)
 
   def micro_step(carry, images):
     stats, total = carry
-    (*grads, logs), stats = _gradients(
-      compute_losses, params_g, params_d, *stats, *images, vgg_params
-    )
+    (*grads, logs), stats = _gradients(compute_losses, params_g, params_d, *stats, *images, *fixed)
     return (stats, jax.tree.map(jnp.add, total, tuple(grads))), logs
 
   # Every micro-batch takes its share from every device, so that nothing moves between devices.
@@ -205,6 +246,23 @@ def _in_turn(adversarial: Adversarial, step: jax.Array, new: Any, old: Any) -> A
   return jax.tree.map(lambda new, old: jnp.where(turn, new, old), new, old)
 
 
+def _freeze(frozen: Mapping[str, Any], new: NetState, old: NetState) -> NetState:
+  """The new state, where what is frozen is as it was, Adam's moments too."""
+  moments, before = new.opt_state, old.opt_state
+  return NetState(
+    params=_keep_frozen(frozen["params"], new.params, old.params),
+    opt_state=moments._replace(
+      mu=_keep_frozen(frozen["params"], moments.mu, before.mu),
+      nu=_keep_frozen(frozen["params"], moments.nu, before.nu),
+    ),
+    batch_stats=_keep_frozen(frozen["batch_stats"], new.batch_stats, old.batch_stats),
+  )
+
+
+def _keep_frozen(masks: Any, new: Any, old: Any) -> Any:
+  return jax.tree.map(lambda frozen, new, old: jnp.where(frozen, old, new), masks, new, old)
+
+
 def _update(optimizer, net, grads, rate, batch_stats) -> NetState:
   updates, opt_state = optimizer.update(grads, net.opt_state, net.params)
   params = jax.tree.map(lambda p, u: p - rate * u, net.params, updates)
@@ -212,4 +270,22 @@ def _update(optimizer, net, grads, rate, batch_stats) -> NetState:
 
 
 def _to_float(image: jax.Array) -> jax.Array:
-  return image.astype(jnp.float32) / 255.0 if image.dtype == jnp.uint8 else image
+  whole = jnp.issubdtype(image.dtype, jnp.integer)
+  return image.astype(jnp.float32) / _white(image) if whole else image
+
+
+def _white(image: jax.Array) -> float:
+  """The largest value that the files of a batch's images can have."""
+  return 65535.0 if image.dtype == jnp.uint16 else 255.0
+
+
+def _luma(rgb: jax.Array, white: float) -> jax.Array:
+  """BT.601's luma in full range, rounded to 1/white: what a grey file of the image would hold.
+
+  It is what a trained grey network sees of colour images (`upscaling/upscaler.py`). The channels of
+  a grey file are equal, and so is their luma.
+  """
+  if rgb.shape[-1] == 1:
+    return rgb
+  red, green, blue = rgb[..., :1], rgb[..., 1:2], rgb[..., 2:]
+  return jnp.floor((0.299 * red + 0.587 * green + 0.114 * blue) * white + 0.5) / white

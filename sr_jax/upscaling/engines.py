@@ -14,7 +14,6 @@ import math
 import os
 import pathlib
 import sys
-import uuid
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -25,6 +24,7 @@ from sr_jax import MissingPackageError, UserError, __version__
 
 from sr_jax.machine import cache
 from sr_jax.machine import cpus
+from sr_jax.machine.writing import write_file
 from sr_jax.models.model import Model
 from sr_jax.networks.build import build_generator, in_channels
 
@@ -43,11 +43,13 @@ class Engine(NamedTuple):
     run: uint8 [h, w, c] -> uint8 [h*s, w*s, c], for every h and w that the network takes, clipped
       and rounded as JAX's images are; None for JAX itself.
     note: to follow the name where it is shown: how to choose another, or why it is JAX.
+    forward: the same before clipping and rounding; None for JAX itself.
   """
 
   name: str
   run: Callable[[np.ndarray], np.ndarray] | None = None
   note: str = ""
+  forward: Forward | None = None
 
 
 def open_engine(model: Model, choice: str = "auto") -> Engine:
@@ -95,7 +97,7 @@ def _open(name: str, model: Model) -> Engine:
       raise UserError(f"{title} differs from JAX by {error:.2g}, more than {TOLERANCE}")
     _write(path, contents, [*checked, title])
   note = "; --engine=jax for JAX"
-  return Engine(f"{title} (cpu)", functools.partial(_run, forward), note)
+  return Engine(f"{title} (cpu)", functools.partial(_run, forward), note, forward)
 
 
 def _run(forward: Forward, image: np.ndarray) -> np.ndarray:
@@ -197,9 +199,7 @@ def _write(path: pathlib.Path, contents: bytes, checked: list[str]) -> None:
       (path, contents),
       (path.with_suffix(".json"), json.dumps(record).encode()),
     ):
-      temporary = file.with_name(f".{uuid.uuid4().hex}.tmp")
-      temporary.write_bytes(data)
-      os.replace(temporary, file)
+      write_file(file, data)
     files = sorted(path.parent.iterdir(), key=lambda file: file.stat().st_mtime)
     for file in files[: -2 * _KEPT]:
       file.unlink(missing_ok=True)

@@ -1,42 +1,12 @@
 // Opens a report offline, uses it as a reader would, and prints what happened as JSON.
 //
 //   node drive.mjs REPORT.html OUTPUT_FOLDER
-//
-// The packages of package.json are looked for beside this file, or in the folder that the
-// environment variable SR_JAX_BROWSER names (the one that holds node_modules).
-import { createRequire } from 'node:module';
 import path from 'node:path';
-import { fileURLToPath, pathToFileURL } from 'node:url';
+import { pathToFileURL } from 'node:url';
+import { open } from './open.mjs';
 
 const [report, output] = process.argv.slice(2).map((name) => path.resolve(name));
-const here = path.dirname(fileURLToPath(import.meta.url));
-const require = createRequire(path.join(process.env.SR_JAX_BROWSER || here, 'package.json'));
-const { chromium: playwright } = require('playwright-core');
-const packaged = require('@sparticuz/chromium');
-const chromium = packaged.default ?? packaged;
-
-// Its own arguments switch web security off; here the page's policy has to hold. Without a
-// sandbox, because root in a container has none.
-const browser = await playwright.launch({
-  executablePath: await chromium.executablePath(),
-  args: ['--no-sandbox', '--disable-gpu', '--font-render-hinting=none'],
-});
-const context = await browser.newContext({ viewport: { width: 1200, height: 900 }, colorScheme: 'light' });
-await context.setOffline(true);
-const requests = [], errors = [], dialogs = [];
-await context.route('**/*', (route) => {
-  const url = route.request().url();
-  if (url === pathToFileURL(report).href) return route.continue();
-  requests.push(url.slice(0, 200));
-  return route.abort();
-});
-const page = await context.newPage();
-page.on('console', (message) => { if (message.type() === 'error') errors.push(message.text()); });
-page.on('pageerror', (error) => errors.push(String(error)));
-page.on('dialog', (dialog) => { dialogs.push(dialog.message()); dialog.dismiss(); });
-const began = Date.now();
-await page.goto(pathToFileURL(report).href);
-const loaded = Date.now() - began;
+const { browser, page, requests, errors, dialogs, loaded } = await open(pathToFileURL(report).href);
 
 const look = page.locator('details.image[open]').first();
 const stage = look.locator('.stage'), range = look.locator('.divider');
@@ -49,8 +19,8 @@ async function record(name) {
     clip: getComputedStyle(box.querySelector('.a')).clipPath,
     divide: box.querySelector('.divide').getBoundingClientRect().x - box.getBoundingClientRect().x,
     width: box.clientWidth,
-    left: box.querySelector('.ta').textContent,
-    right: box.querySelector('.tb').textContent,
+    left: box.parentElement.querySelector('.ta').textContent,
+    right: box.parentElement.querySelector('.tb').textContent,
     view: box.dataset.view,
     value: box.parentElement.querySelector('.divider').value,
     says: box.parentElement.querySelector('.divider').getAttribute('aria-valuetext'),
@@ -112,5 +82,34 @@ const facts = await page.evaluate(() => ({
 await page.setViewportSize({ width: 400, height: 800 });
 await page.evaluate(() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done))));
 const overflowOnPhone = await page.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
-console.log(JSON.stringify({ requests, errors, dialogs, loaded, states, views, columns, undecoded, overflowOnPhone, ...facts }, null, 1));
+// What a phone shows: whether anything has to be scrolled sideways or is cut, and where HR is while
+// each image of a strip is looked at.
+await look.locator('.sa').evaluate((select) => {  // the last model, whose name may be long
+  select.selectedIndex = select.length - 2;
+  select.dispatchEvent(new Event('change'));
+});
+const sideways = await page.evaluate(() => [...document.querySelectorAll('main *')].filter((one) => {
+  const { overflowX, textOverflow } = getComputedStyle(one);
+  if (!one.clientWidth || one.matches('input, select, option')) return false;
+  const isCut = one.scrollWidth > one.clientWidth + 1 && (overflowX !== 'visible' || textOverflow === 'ellipsis');
+  return isCut && !one.matches('.divide');
+}).map((one) => `${one.tagName}.${one.className}`));
+const hrInSight = [];
+for (const width of [400, 1200]) {
+  await page.setViewportSize({ width, height: 800 });
+  hrInSight.push(await page.evaluate(async () => {
+    const seen = [];
+    for (const strip of [...document.querySelectorAll('.strip')].slice(0, 6)) {
+      const hr = strip.querySelector('[data-key=hr]');
+      for (const image of strip.querySelectorAll('img')) {
+        image.scrollIntoView({ block: 'center', behavior: 'instant' });
+        await new Promise((done) => requestAnimationFrame(done));
+        const { top, bottom, left, right } = hr.getBoundingClientRect();
+        seen.push(top >= 0 && bottom <= innerHeight && left >= 0 && right <= innerWidth);
+      }
+    }
+    return seen;
+  }));
+}
+console.log(JSON.stringify({ sideways, hrInSight, requests, errors, dialogs, loaded, states, views, columns, undecoded, overflowOnPhone, ...facts }, null, 1));
 await browser.close();

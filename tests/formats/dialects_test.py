@@ -126,6 +126,22 @@ X = np.arange(3, dtype=np.float32)
     ({"weights": {"conv.weight": X}}, "weights"),
     ({"module.conv.weight": X, "n_averaged": np.int64(3)}, "module"),
     ({"params_ema.conv.weight": X, "params.conv.weight": -X}, "params_ema"),
+    ({"generator.conv.weight": -X, "generator_ema.conv.weight": X}, "generator_ema"),
+    ({"net_g.conv.weight": -X, "net_g_ema.conv.weight": X, "net_d.a.weight": -X}, "net_g_ema"),
+    ({"netG": {"conv.weight": -X}, "ema_netG": {"conv.weight": X}}, "ema_netG"),
+    ({"model": {"conv.weight": -X}, "model_ema": {"module.conv.weight": X}}, "model_ema.module"),
+    ({"state_dict": {"conv.weight": -X}, "ema": {"conv.weight": X}}, "ema"),
+    ({"net_g.conv.weight": -X, "net_g_swa.conv.weight": X}, "net_g_swa"),
+    ({"generator.conv.weight": -X, "generator_EMA.conv.weight": X}, "generator_EMA"),
+    ({"g.conv.weight": -X, "d.a.weight": -X, "g_ema.conv.weight": X}, "g_ema"),
+    ({"G": {"conv.weight": -X}, "D": {"a.weight": X}, "G_ema": {"conv.weight": X}}, "G_ema"),
+    ({"module.conv.weight": -X, "module_ema.conv.weight": X}, "module_ema"),
+    ({"online_model.conv.weight": -X, "ema_model.conv.weight": X}, "ema_model"),
+    ({"conv.weight": -X, "ema.conv.weight": X}, "ema"),
+    ({"net_g.conv.weight": -X, "net_g_average.conv.weight": X}, "net_g_average"),
+    ({"netG": {"conv.weight": -X}, "netD": {"a.weight": X}, "ema": {"conv.weight": X}}, "ema"),
+    ({"netG": {"conv.weight": X}, "netD": {"a.weight": X}, "ema": {"a.weight": -X}}, "netG"),
+    ({"netG": {"conv.weight": X}, "netD_ema": {"a.weight": -X}, "netD": {"a": X}}, "netG"),
     ({"generator.conv.weight": X, "discriminator.conv.weight": -X}, "generator"),
     ({"generator.conv.weight": X, "vgg.conv.weight": -X}, "generator"),
     ({"_orig_mod.module.conv.weight": X}, "_orig_mod.module"),
@@ -284,6 +300,29 @@ def test_discriminators_equal_torch_in_evaluation(references, name, size):
   exported = state_dicts.discriminator_to_state_dict(variables)
   weights = {k: v for k, v in numpy_state(module).items() if "num_batches" not in k}
   assert_same_state(exported, weights)
+
+
+@pytest.mark.developer("torch")
+def test_patchgan_of_pix2pix_equals_torch_with_its_gradients(references):
+  module = randomised(references.PatchDiscriminator(4))
+  name, kwargs, variables, facts = state_dicts.read_discriminator({"netD": numpy_state(module)})
+  assert (name, kwargs, facts["dialect"]) == ("patch", {"features": 4}, "pix2pix")
+  net, x = DISCRIMINATORS[name](**kwargs), image(32, 40, n=2)
+  assert_close(run_ours(net, variables, x), run_torch(module, x))
+  cotangent = np.random.default_rng(0).normal(size=(2, 2, 3)).astype(np.float32)
+  expected, by_image, _ = references.values_and_gradients(module, x, cotangent)
+
+  def loss(x):
+    logits, _ = net.apply(variables, x, train=True, mutable=["batch_stats"])
+    return (logits * cotangent).sum(), logits
+
+  (_, logits), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(x)
+  assert_close(logits, expected)
+  assert_close(gradient, by_image)
+  with pytest.raises(ValueError, match="model.14.weight.*pix2pix"):
+    state_dicts.read_discriminator(
+      {**numpy_state(module), "model.14.weight": np.ones((1, 1, 4, 4))}
+    )
 
 
 @pytest.mark.developer("torch")
@@ -470,7 +509,7 @@ def discriminator_states():
 @functools.cache
 def generator_states():
   states = [rrdbnet_state(blocks=1), old_names(rrdbnet_state(blocks=1), 2)]
-  for name in ("srresnet", "msrresnet", "residualnet"):
+  for name in ("srresnet", "msrresnet", "residualnet", "compact"):
     net = GENERATORS[name](features=2, blocks=1, scale=2)
     shapes = jax.eval_shape(
       lambda net=net: net.init(jax.random.key(0), np.zeros((1, 8, 8, 3), np.float32), train=False)
@@ -487,7 +526,8 @@ KEYS = st.one_of(
     params params_ema.x model.0.weight model.1.sub.0.RDB1.conv1.0.weight model.99.weight
     RRDB_trunk.0.x.weight recon_trunk.0.conv1.weight block1.0.weight block8.9999.weight
     linear1.weight conv1.weight_orig conv0_1.weight conv9_1.weight . module. model.x
-    a.parametrizations.weight.original
+    model.11.weight bn3.weight
+    a.parametrizations.weight.original body.0.weight body.1.weight body.99.weight body.999999.bias
     """.split()
   ),
   st.text(max_size=8),

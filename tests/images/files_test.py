@@ -6,7 +6,7 @@ import warnings
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from sr_jax.images.files import (
   image_size,
@@ -70,6 +70,57 @@ def test_the_size_is_read_from_the_header(orientation, tmp_path):
   assert image_size(tmp_path / "half.jpg") == image_size(data)
   assert image_size(data[:30]) == (0, 0)
   assert image_size(tmp_path / "nothing.png") == (0, 0)
+
+
+def test_the_size_of_a_png_is_read_without_decoding_it(tmp_path):
+  """Its EXIF data may come after the pixels, which are damaged here."""
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  data = encoded(Image.fromarray(smooth(16, 24)), exif=exif)
+  place, end = data.index(b"eXIf") - 4, data.index(b"IEND") - 4
+  chunk = data[place : place + 12 + int.from_bytes(data[place : place + 4], "big")]
+  last = data[:place] + data[place + len(chunk) : end] + chunk + data[end:]
+  pixels = last.index(b"IDAT") + 8
+  broken = last[:pixels] + bytes(20) + last[pixels + 20 :]
+  for file in (data, last, broken):
+    assert image_size(file) == (24, 16)
+  assert read_image(last).shape == (24, 16, 3)
+  assert image_size(encoded(Image.fromarray(smooth(16, 24)))) == (16, 24)
+  with pytest.raises(ValueError):
+    read_image(broken)
+
+
+@pytest.mark.parametrize(
+  "kind, suffix",
+  [
+    ("GIF", ".gif"), ("TGA", ".tga"), ("PPM", ".ppm"), ("PPM", ".pnm"), ("JPEG", ".jfif"),
+    ("JPEG", ".jpe"), ("AVIF", ".avif"), ("JPEG2000", ".jp2"),
+  ],
+)  # fmt: skip
+def test_formats_that_are_only_read(tmp_path, kind, suffix):
+  if (
+    kind == "AVIF"
+    and not features.check("avif")
+    or kind == "JPEG2000"
+    and not features.check("jpg_2000")
+  ):
+    pytest.skip(f"this Pillow has no {kind}")
+  picture, path = smooth(16, 24), tmp_path / f"picture{suffix}"
+  Image.fromarray(picture).save(path, kind)
+  assert list_images(tmp_path) == [path]
+  assert image_size(path) == (16, 24)
+  difference = np.abs(read_image(path).astype(int) - picture)
+  assert difference.max() <= (0 if kind in ("TGA", "PPM") else 24), kind
+  with pytest.raises(ValueError, match="suffix must be one of"):
+    write_image(path, picture)
+
+
+def test_a_tga_is_one_by_its_suffix_alone(tmp_path):
+  """It has no mark: anything could pass for it."""
+  Image.fromarray(smooth()).save(tmp_path / "a.tga")
+  (tmp_path / "a.png").write_bytes((tmp_path / "a.tga").read_bytes())
+  with pytest.raises(ValueError, match="a.png"):
+    read_image(tmp_path / "a.png")
 
 
 def test_grey_files_become_rgb_unless_kept():
@@ -162,7 +213,7 @@ def damaged_files() -> dict[str, bytes]:
     "cut.jpg": jpeg[: len(jpeg) // 2],
     "empty.png": b"",
     "text.png": b"this is no image",
-    "other.png": encoded(Image.fromarray(smooth()), "PPM"),  # Pillow knows 40 formats; not here
+    "other.png": encoded(Image.fromarray(smooth()), "SGI"),  # Pillow knows 40 formats; not here
   }
 
 
@@ -215,12 +266,24 @@ def test_what_is_written_is_read(tmp_path, array, suffix):
   assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
+def test_a_pipe_among_images_is_refused_and_not_waited_for(tmp_path):
+  os.mkfifo(tmp_path / "a.png")
+  assert image_size(tmp_path / "a.png") == (0, 0)
+  with pytest.raises(ValueError, match="a.png: it is a pipe or a device"):
+    read_image(tmp_path / "a.png")
+
+
+def test_what_will_be_refused_is_not_planned_for(tmp_path):
+  Image.new("1", (10_001, 10_000)).save(tmp_path / "a.png")
+  assert image_size(tmp_path / "a.png") == (0, 0)
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
   path = tmp_path / "image.png"
   write_image(path, COLOR)
 
   def full_disk(self, file, *args, **kwargs):
-    open(file, "wb").write(b"half")
+    file.write(b"half")
     raise OSError("No space left on device")
 
   monkeypatch.setattr(Image.Image, "save", full_disk)

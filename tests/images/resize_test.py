@@ -126,3 +126,16 @@ def test_bicubic_baseline_is_the_published_one(shared, name, expected):
     scores.append(metrics.psnr(metrics.rgb_to_y(sr), metrics.rgb_to_y(hr), border=4))
   print(f"{name}: {np.mean(scores):.4f} dB of {len(scores)} images")
   assert abs(np.mean(scores) - expected) <= 0.02
+
+
+@pytest.mark.parametrize("scale", [4, 2.5, 0.625, 1 / 3, 1])
+@pytest.mark.parametrize("heights", [[1] * 23, [23], [5, 1, 17], [22, 1]])
+def test_strips_are_resized_as_the_whole(scale, heights):
+  image = np.random.default_rng(0).integers(0, 256, (23, 31, 3), np.uint8)
+  expected = resize.imresize(image, scale, "double_mirror")
+  strips = np.split(image, np.cumsum(heights)[:-1])
+  result = np.concatenate(list(resize.resize_strips(strips, 23, scale)))
+  assert result.shape == expected.shape and result.dtype == np.float64
+  np.testing.assert_array_equal(np.clip(np.floor(result + 0.5), 0, 255), expected)
+  rows = resize.resize_rows(image, scale, 2, 7)
+  np.testing.assert_array_equal(rows, result[2:7])

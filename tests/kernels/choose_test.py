@@ -12,6 +12,7 @@ import jax
 import pytest
 
 from sr_jax.kernels import choose
+from sr_jax.kernels import dense_block_tpu
 from sr_jax.kernels import direct
 from sr_jax.kernels import leaky_relu
 from sr_jax.kernels import onednn
@@ -112,8 +113,9 @@ EXPECTED = [
   *(
     (
       chips, BOTH, True,
-      {**dict.fromkeys(("wide", "narrow", "concat", *OTHERS), (None, None, False)),
-       "winograd": BY_WINOGRAD, "by_source": (None, direct, False)},
+      {**dict.fromkeys(("concat", *OTHERS), (None, None, False)),
+       "winograd": BY_WINOGRAD, "by_source": (None, direct, False),
+       **dict.fromkeys(("wide", "narrow"), (None, dense_block_tpu, False))},
     )
     for chips in ("1 tpu", "8 tpus")
   ),
@@ -121,6 +123,8 @@ EXPECTED = [
 
 
 def expected_dense_block(form, conv, *, single_device: bool):
+  if form is dense_block_tpu:
+    return dense_block_tpu.on_tpu
   if form is direct and conv:
     return DenseBlockWith(conv, leaky_relu.by_output)
   return form and DenseBlockBy(form, single_device)

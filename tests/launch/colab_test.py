@@ -23,7 +23,9 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from sr_jax.models.model import Model
 from sr_jax.models.read import read_model
+from sr_jax.models.write import save_model
 from sr_jax.networks.build import GENERATORS
 import without_tensorflow
 
@@ -31,15 +33,16 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 NOTEBOOK = ROOT / "launch" / "colab.ipynb"
 CELLS = {cell["id"]: cell for cell in json.loads(NOTEBOOK.read_text())["cells"]}
 
-# The demo made so small that a run takes seconds, and its two networks still differ.
+# The recipes made so small that a run takes seconds, and its result still differs from its start.
+SMALL = {"features": 8, "blocks": 1, "growth": 4}
 FLAGS = [
-  "--config.data.hr_patch=32", "--config.generator.kwargs.features=8",
-  "--config.generator.kwargs.blocks=1", "--config.generator.kwargs.growth=4",
-  "--config.psnr.total_steps=40", "--config.psnr.learning_rate.periods=(40,)",
-  "--config.psnr.learning_rate.base=1e-2", "--config.total_steps=4",
-  "--config.learning_rate.base=1e-2", "--config.discriminator.kwargs.features=4",
-  "--config.perceptual.layers=('conv1_2:1.0',)",
+  "--config.data.hr_patch=32", *(f"--config.generator.kwargs.{k}={n}" for k, n in SMALL.items()),
+  "--config.total_steps=4", "--config.learning_rate.base=1e-2",
+  "--config.discriminator.warmup_steps=0", "--config.discriminator.kwargs.features=4",
+  "--config.perceptual.layers=('conv1_2:1.0',)", "--config.ema.decay=0.5",
 ]  # fmt: skip
+
+PHOTOGRAPHS = ("chelsea.png", "coffee.png")  # of scikit-image; uploaded, in this order
 
 # What a Colab runtime has that no package brings; what it is asked to do is written down.
 FAKE_COLAB = """
@@ -49,8 +52,7 @@ modules = [types.ModuleType("google.colab" + name) for name in names]
 colab, files, drive, output = modules
 colab.files, colab.drive, colab.output = files, drive, output
 def upload():
-  with open({photo!r}, "rb") as file:
-    return {{"my photo.jpg": file.read()}}
+  return {{"../" + path.rpartition("/")[2]: open(path, "rb").read() for path in {photos!r}}}
 def record(name):
   return lambda *arguments: print("colab:", name, *arguments)
 files.upload, files.download, drive.mount = upload, record("download"), record("mount")
@@ -92,7 +94,8 @@ def test_the_notebook_is_stored_as_it_should_be():
   assert not re.search(folders, text), re.search(folders, text)
   # Colab's own place for Drive is the one absolute path.
   assert set(re.findall(r'"(/[^" ]*)', text.replace('\\"', '"'))) <= {
-    "/", "/content/drive", "/content/drive/MyDrive/sr_jax/{WORKDIR}"
+    "/", "/content/drive", "/content/drive/MyDrive/sr_jax/{WORKDIR}",
+    "/content/drive/MyDrive/photos",
   }  # fmt: skip
 
 
@@ -199,9 +202,9 @@ def photographs(tmp_path_factory) -> pathlib.Path:
   """A folder of small photographs, cut from real ones."""
   skimage = importlib.util.find_spec("skimage")
   folder = tmp_path_factory.mktemp("photographs")
-  for name in ("chelsea", "coffee"):
-    path = pathlib.Path(skimage.origin).parent / "data" / f"{name}.png"
-    Image.open(path).crop((100, 60, 228, 156)).save(folder / f"{name}.png")
+  for name in PHOTOGRAPHS:
+    path = pathlib.Path(skimage.origin).parent / "data" / name
+    Image.open(path).crop((100, 60, 228, 156)).save(folder / name)
   return folder
 
 
@@ -245,14 +248,25 @@ def pictures(outputs: list[dict]) -> list[np.ndarray]:
   return [np.asarray(Image.open(io.BytesIO(base64.b64decode(png)))) for png in encoded]
 
 
-def settings_for(photographs: pathlib.Path, **more) -> dict:
-  folder = [f"--config.{key}.source={photographs}" for key in ("data", "eval")]
-  return {"FLAGS": FLAGS + folder, "PHOTO_SIDE": 96, "DETAIL_SIDE": 32, **more}
+@pytest.fixture(scope="module")
+def start(tmp_path_factory) -> pathlib.Path:
+  """The file of a small model to start from, in the place of `rrdb-psnr`."""
+  path = tmp_path_factory.mktemp("start") / "start.safetensors"
+  kwargs = {"scale": 4, **SMALL}
+  module = GENERATORS["rrdbnet"](**kwargs)
+  variables = module.init(jax.random.key(0), np.zeros((1, 8, 8, 3)), train=False)
+  save_model(path, Model("rrdbnet", kwargs, variables, {}))
+  return path
 
 
-def forward(run: pathlib.Path, alpha: float, lr: np.ndarray) -> np.ndarray:
+def settings_for(start: pathlib.Path, flags=(), **more) -> dict:
+  flags = [*FLAGS, f"--config.init_from={start}", *flags]
+  return {"FLAGS": flags, "PHOTO_SIDE": 96, "DETAIL_SIDE": 32, **more}
+
+
+def forward(start: pathlib.Path, run: pathlib.Path, alpha: float, lr: np.ndarray) -> np.ndarray:
   """The interpolated network by the paper's words: numpy's mean of weights, the plain network."""
-  psnr, gan = read_model(run / "psnr"), read_model(run)
+  psnr, gan = read_model(start), read_model(run)
   weights = jax.tree.map(
     lambda p, g: np.float32((1 - alpha) * p + alpha * g), psnr.variables, gan.variables
   )
@@ -280,9 +294,9 @@ print("compiled", len(compiled))
 
 @pytest.mark.developer("ipykernel", "ipywidgets", "nbmake")
 @pytest.mark.slow
-def test_runs_in_a_checkout(photographs, tmp_path):
+def test_runs_in_a_checkout(photographs, start, tmp_path):
   """As it is: TensorFlow where it is installed, the slider, scikit-image's astronaut."""
-  for name in ("sr_jax", "configs", "requirements.txt"):
+  for name in ("sr_jax", "configs", "models", "requirements.txt"):
     (tmp_path / name).symlink_to(ROOT / name)
   (tmp_path / "launch").mkdir()
   notebook = json.loads(NOTEBOOK.read_text())
@@ -290,14 +304,15 @@ def test_runs_in_a_checkout(photographs, tmp_path):
   notebook["cells"].append({**drag, "source": DRAG})
   copy = tmp_path / "launch" / "colab.ipynb"
   copy.write_text(json.dumps(notebook))
-  outputs = execute(copy, settings_for(photographs), "")
+  folder = [f"--config.{key}.source={photographs}" for key in ("data", "eval")]
+  outputs = execute(copy, settings_for(start, folder), "")
 
   assert f"jax {importlib.metadata.version('jax')} as before; installed: -; upgraded: -" in printed(
     outputs["install"]
   )
   if importlib.util.find_spec("tensorflow"):
     assert "TensorFlow is there" in printed(outputs["device"])
-  assert "step 40" in printed(outputs["train"])
+  assert "step 4" in printed(outputs["train"])
   run = tmp_path / "runs" / "colab"
   comparison = np.asarray(Image.open(run / "evaluation" / "comparison.png"))
   np.testing.assert_array_equal(pictures(outputs["evaluate"])[0], comparison)
@@ -310,16 +325,18 @@ def test_runs_in_a_checkout(photographs, tmp_path):
   assert upscaled.keys() == {"bicubic", "PSNR model", "alpha 0.5", "GAN model"}
   photo = pictures(outputs["photo"])[0]
   for label, alpha in (("PSNR model", 0), ("alpha 0.5", 0.5), ("GAN model", 1)):
-    expected = forward(run, alpha, photo)
+    expected = forward(start, run, alpha, photo)
     np.testing.assert_allclose(upscaled[label], expected, atol=1, err_msg=label)
 
-  assert np.abs(forward(run, 0, photo) - forward(run, 1, photo)).max() > 20  # worth a slider
+  assert (
+    np.abs(forward(start, run, 0, photo) - forward(start, run, 1, photo)).max() > 20
+  )  # worth a slider
   # Each place of the slider is the network of the interpolated weights; none compiled anything.
   lr = np.asarray(Image.open(tmp_path / "detail.png"))
   for alpha in (0.0, 0.3, 1.0):
     drawn = np.asarray(Image.open(tmp_path / f"dragged_{alpha}.png"))
     np.testing.assert_array_equal(drawn, drawn[::2, ::2].repeat(2, axis=0).repeat(2, axis=1))
-    np.testing.assert_allclose(drawn[::2, ::2], forward(run, alpha, lr), atol=1)
+    np.testing.assert_allclose(drawn[::2, ::2], forward(start, run, alpha, lr), atol=1)
   assert printed(outputs["drag"]).split() == ["compiled", "0"]
 
   model = read_model(run / "model.safetensors")
@@ -332,13 +349,13 @@ def test_runs_in_a_checkout(photographs, tmp_path):
 
 
 @pytest.mark.developer("ipykernel", "nbmake")
-def test_runs_as_on_colab(photographs, tmp_path):
-  """Alone, no TensorFlow, no widgets: it clones, takes an upload, hands the model out."""
+def test_runs_as_on_colab(photographs, start, tmp_path):
+  """Alone, no TensorFlow, no widgets: it clones, takes uploads, hands the model out."""
   if shutil.which("git") is None:
     pytest.skip("git clones the repository for the notebook")
   origin = tmp_path / "origin"
   origin.mkdir()
-  for name in ("sr_jax", "configs"):
+  for name in ("sr_jax", "configs", "models"):
     shutil.copytree(ROOT / name, origin / name, ignore=shutil.ignore_patterns("__pycache__"))
   shutil.copy(ROOT / "requirements.txt", origin)
   git = ["git", "-c", "user.name=test", "-c", "user.email=test", "-C", str(origin)]
@@ -349,11 +366,14 @@ def test_runs_as_on_colab(photographs, tmp_path):
   copy = content / "colab.ipynb"
   shutil.copy(NOTEBOOK, copy)
   photo = photographs / "chelsea.png"
-  block = without_tensorflow.BLOCK + FAKE_COLAB.format(photo=str(photo))
+  block = without_tensorflow.BLOCK + FAKE_COLAB.format(
+    photos=[str(photographs / name) for name in PHOTOGRAPHS]
+  )
   drive = tmp_path / "drive"
   settings = settings_for(
-    photographs, REPOSITORY=origin.as_uri(), USE_DRIVE=True, WORKDIR=str(drive), ALPHA=0.25
-  )
+    start, PHOTOGRAPHS="upload", REPOSITORY=origin.as_uri(), USE_DRIVE=True, WORKDIR=str(drive),
+    ALPHA=0.25, FOLDER=str(photographs),
+  )  # fmt: skip
   outputs = execute(copy, settings, block)
 
   assert "jax" in printed(outputs["install"]) and "as before" in printed(outputs["install"])
@@ -370,7 +390,17 @@ def test_runs_as_on_colab(photographs, tmp_path):
   part = pictures(outputs["upscale"])[0][:size:4, :size:4]  # the photograph's own, first in its row
   for i, alpha in enumerate((0, 0.25, 0.5, 0.75, 1)):
     drawn = row[:size, i * (size + 8) :][:, :size]
-    np.testing.assert_allclose(drawn, forward(drive, alpha, part), atol=1)
+    np.testing.assert_allclose(drawn, forward(start, drive, alpha, part), atol=1)
   model = read_model(drive / "model.safetensors")
   assert model.info["interpolation"]["alpha"] == 0.25
   assert f"colab: download {drive}/model.safetensors" in printed(outputs["save"])
+  assert "chaiNNer" not in printed(outputs["save"])  # it reads growth 32 alone
+  # Trained on what was uploaded, which left no file elsewhere, and scored on what was held out.
+  assert {path.name for path in (drive / "photographs").iterdir()} == set(PHOTOGRAPHS)
+  assert not any((drive.parent / name).exists() for name in PHOTOGRAPHS)
+  results = json.loads((drive / "evaluation" / "GAN" / "results.json").read_text())
+  assert set(results["sets"]["photographs"]["images"]) == {"coffee.png"}
+  for name in PHOTOGRAPHS:
+    lr = np.asarray(Image.open(photographs / name))
+    enlarged = np.asarray(Image.open(drive / "enlarged" / name))
+    np.testing.assert_allclose(enlarged, forward(start, drive, 0.25, lr), atol=1)

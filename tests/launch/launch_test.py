@@ -1097,6 +1097,7 @@ def test_readme_commands_are_accepted(cloud):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_gcloud_lines_with_gclouds_linter(cloud, tmp_path):
   """Flags and names of every gcloud line that the scripts can print and the README has."""
   gcloud = shutil.which("gcloud") or pytest.skip("gcloud is not installed")

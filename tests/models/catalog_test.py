@@ -1,11 +1,13 @@
 """Tests of sr_jax/models/catalog.py: names stand for verified files."""
 
+import ast
 import json
 import re
 
 import numpy as np
 import pytest
 
+from sr_jax import recipe_files
 from sr_jax import upscale
 from sr_jax.images.files import read_image, write_image
 from sr_jax.models import catalog
@@ -82,3 +84,13 @@ def test_without_the_folder_names_are_paths(monkeypatch, tmp_path):
   with pytest.raises(FileNotFoundError) as error:
     read_model("srgan")
   assert re.fullmatch("srgan does not exist; give a run's folder or a model file", str(error.value))
+
+
+@pytest.mark.parametrize("recipe", recipe_files.names())
+def test_recipes_start_from_models_that_are_there(recipe):
+  """Every variant that a recipe's docstring lists; '' is a fresh network."""
+  path, _ = recipe_files.find(recipe)
+  listed = re.findall(r"^  (\w+): ", ast.get_docstring(ast.parse(path.read_text())), re.MULTILINE)
+  for variant in ("", *listed):
+    config = recipe_files.load(path, variant)
+    assert not config.init_from or catalog.find(config.init_from), (recipe, variant)

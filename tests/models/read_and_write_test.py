@@ -11,10 +11,14 @@ import safetensors.numpy
 import tiny_models
 from tiny_models import assert_equal_trees, make_model
 
+from sr_jax import UserError
 from sr_jax import convert
+from sr_jax import evaluate
+from sr_jax import upscale
 from sr_jax.formats import state_dicts
+from sr_jax.images.files import write_image
 from sr_jax.models.model import Model
-from sr_jax.models.read import load_model, read_model
+from sr_jax.models.read import load_model, read_discriminator, read_model
 from sr_jax.models.write import save_model
 from sr_jax.networks.build import DISCRIMINATORS, GENERATORS, build_generator, in_channels
 from sr_jax.networks import trees
@@ -134,6 +138,45 @@ def test_other_inputs(tmp_path, kwargs):
     assert_equal_trees(variables, model.variables)
 
 
+@pytest.mark.parametrize("form", [*SAVED, "model.pth", "training"])
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path, form, value):
+  """By all programs: whatever reads a model calls `read_model`."""
+  model, path = make_model("srresnet"), tmp_path / form
+  kernel = model.variables["params"]["conv_first"]["kernel"]
+  kernel.flat[[3, 5]] = value
+  write_run(path, model) if form == "training" else save_model(path, model)
+  told = rf"conv_first/kernel must be finite, and 2 of its {kernel.size:,} values are NaN or Inf"
+  write_image(tmp_path / "images" / "a.png", np.zeros((16, 16, 3), np.uint8))
+  images, out = str(tmp_path / "images"), str(tmp_path / "out")
+  programs = (
+    lambda: load_model(path),
+    lambda: convert.main(["--input", str(path), "--output", f"{out}.npz"]),
+    lambda: evaluate.main(["--model", str(path), "--data", images, "--output", out]),
+    lambda: upscale.main(["--model", str(path), "--input", images, "--output", out]),
+  )
+  for program in programs:
+    with pytest.raises((UserError, SystemExit), match=told) as error:
+      program()
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+  assert not (tmp_path / "out.npz").exists()
+
+
+def test_a_discriminator_that_is_not_finite_is_refused(tmp_path):
+  module = DISCRIMINATORS["vgg"](features=2)
+  variables = jax.jit(module.init, static_argnames="train")(
+    jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32), train=False
+  )
+  arrays = state_dicts.discriminator_to_state_dict(jax.tree.map(np.array, variables))
+  name = next(name for name in arrays if name.endswith("running_var"))
+  arrays[name].flat[0] = np.inf
+  safetensors.numpy.save_file(
+    {name: np.ascontiguousarray(x) for name, x in arrays.items()}, tmp_path / "d.safetensors"
+  )
+  with pytest.raises(UserError, match="d.safetensors: batch_stats/bn0_1/var must be finite"):
+    read_discriminator(tmp_path / "d.safetensors")
+
+
 @pytest.mark.developer("torch")
 def test_the_digest_is_of_the_contents(tmp_path):
   model = make_model()
@@ -240,9 +283,27 @@ def test_what_is_missing_is_named(tmp_path):
   "config, message",
   [
     ("{", "config.json is not JSON"),
-    ("[]", "config.json is not the configuration of a run"),
+    ("[]", "config.json is no JSON object"),
+    ("[" * 99_999, "config.json is not JSON"),
+    (
+      '{"scale": [], "generator": {"name": "rrdbnet", "kwargs": {}}}',
+      "sets scale=.* must be a int",
+    ),
+    ('{"scale": 4, "generator": {"name": [], "kwargs": {}}}', "must be one of"),
+    ('{"scale": 4, "generator": {"name": "rrdbnet", "kwargs": 3}}', "not the configuration of a r"),
+    (
+      '{"scale": 4, "generator": {"name": "rrdbnet", "kwargs": {"\\u001b[2J": 1}}}',
+      r"config.json: its generator.kwargs sets \\x1b\[2J=1, but rrdbnet has no field",
+    ),
+    (
+      '{"scale": 4, "generator": {"name": "rrdbnet", "kwargs": {}, "in_channels": "x"}}',
+      "config.json is not the configuration of a run",
+    ),
     ('{"scale": 4}', r"config.json is not the configuration of a run \(KeyError\('generator'\)"),
-    ('{"scale": 4, "generator": {"name": "edsr", "kwargs": {}}}', "generator 'edsr' must be one"),
+    (
+      '{"scale": 4, "generator": {"name": "edsr", "kwargs": {}}}',
+      "generator.name='edsr' must be one",
+    ),
     (
       '{"scale": 4, "generator": {"name": "rrdbnet", "kwargs": {"features": 8}}}',
       "checkpoint of step 7 does not fit this configuration: model/params/body",

@@ -9,7 +9,12 @@ import pytest
 
 from sr_jax.formats import state_dicts
 from sr_jax.networks.build import DISCRIMINATORS
-from sr_jax.networks.discriminators import SRGANDiscriminator, UNetDiscriminator, VGGDiscriminator
+from sr_jax.networks.discriminators import (
+  PatchDiscriminator,
+  SRGANDiscriminator,
+  UNetDiscriminator,
+  VGGDiscriminator,
+)
 
 
 @pytest.fixture
@@ -46,12 +51,15 @@ def random_variables(net, size):
     (VGGDiscriminator(), 192, 14_499_401 + 20 * 512 * 100),
     (SRGANDiscriminator(), 96, 23_565_505),
     (UNetDiscriminator(), 64, 4_376_897),
+    # 4 x 4 convolutions with bias at both ends, and three with the two parameters of a BatchNorm.
+    (PatchDiscriminator(), 128, 3_136 + 131_328 + 524_800 + 2_098_176 + 8_193),
   ],
 )
 def test_parameter_counts(net, size, expected):
   logits, variables = shapes(net, size)
   assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == expected
-  assert logits.shape == ((2, size, size) if isinstance(net, UNetDiscriminator) else (2,))
+  maps = {UNetDiscriminator: (size, size), PatchDiscriminator: (size // 8 - 2, size // 8 - 2)}
+  assert logits.shape == (2, *maps.get(type(net), ()))
 
 
 @pytest.mark.parametrize("name", DISCRIMINATORS)

@@ -18,6 +18,7 @@ from conftest import FASTER
 from sr_jax.formats import state_dicts
 from sr_jax.kernels import choose
 from sr_jax.networks.build import GENERATORS
+from sr_jax.networks.compact import Compact
 from sr_jax.networks.rrdbnet import RRDBNet, ResidualNet
 from sr_jax.networks.srresnet import MSRResNet, SRResNet
 
@@ -109,6 +110,11 @@ def parameters(net, channels=3):
     (SRResNet(prelu_per_channel=True), 1_550_659),
     # conv_first 1,792, 16 x 2 and 4 more convolutions of 36,928, conv_last 1,731.
     (ResidualNet(), 1_792 + 36 * 36_928 + 1_731),
+    # Each convolution with 64 slopes; 27,696 in the last one at x4, (576 + 1) 3 scale^2 otherwise.
+    (Compact(), 1_792 + 64 + 16 * (36_928 + 64) + 27_696),
+    (Compact(blocks=32), 1_213_296),
+    (Compact(blocks=32, scale=2), 1_792 + 64 + 32 * (36_928 + 64) + 577 * 12),
+    (Compact(scale=1), 1_792 + 64 + 16 * (36_928 + 64) + 577 * 3),
   ],
 )
 def test_parameter_counts(net, expected):
@@ -253,6 +259,19 @@ def dense_results(algorithm, dtype):
   return values_and_gradients(dense_net(algorithm, dtype), variables, lr, cotangent)
 
 
+def test_a_network_as_tpus_train_it_is_the_same():
+  """Output, gradients by image and by parameters, also where blocks are computed again."""
+  lr, cotangent = images(6, 6, 2)
+  exact = dense_results("concat", "float32")
+  for remat in (False, True):
+    net = RRDBNet(features=6, blocks=1, growth=4, scale=2, remat=remat)
+    variables = random_variables(net, lr)
+    for a, b in zip(values_and_gradients(chosen(net, "tpu"), variables, lr, cotangent), exact,
+                    strict=True):  # fmt: skip
+      if jax.tree.leaves(b):
+        assert_close({"": a}, {"": b}, tolerance=1e-5)
+
+
 @pytest.mark.parametrize("algorithm", ["by_source", "winograd"])
 def test_dense_blocks_are_what_the_field_says_without_kernels_too(algorithm):
   """Then the other convolutions are XLA's."""
@@ -266,7 +285,7 @@ def test_dense_blocks_are_what_the_field_says_without_kernels_too(algorithm):
   assert_close({"": lowered.compile()(variables)}, {"": expected}, tolerance=1e-5)
 
 
-def test_dense_blocks_are_by_source_on_a_gpu():
+def test_dense_blocks_are_by_source_on_accelerators():
   lr = jnp.zeros((1, 8, 8, 3))
   net = RRDBNet(features=6, blocks=1, growth=4)
   variables = jax.eval_shape(lambda: net.init(jax.random.key(0), lr, train=False))
@@ -278,8 +297,8 @@ def test_dense_blocks_are_by_source_on_a_gpu():
     }
 
   assert widths(net) == widths(chosen(net)) == {6, 4}
-  for devices in (1, 8):
-    by_source = widths(chosen(net, "gpu", devices))
+  for platform, devices in (("gpu", 1), ("gpu", 8), ("tpu", 1), ("tpu", 8)):
+    by_source = widths(chosen(net, platform, devices))
     assert by_source == {6, 22, 18, 14, 10}  # 4 x 4 + 6, then 4 fewer each time, 6 in the end
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
 from tiny_models import make_model
 
@@ -40,6 +41,29 @@ def main(argv):
 cli.guarded(main)(sys.argv[1:])
 """
   return python("-c", program, "--flag", **environment)
+
+
+@pytest.mark.parametrize(
+  "error",
+  [
+    MemoryError("Unable to allocate 3.00 GiB for an array"),
+    jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 3221225472 bytes."),
+  ],
+)
+def test_a_lack_of_memory_ends_any_program_in_one_line(error):
+  def main(argv):
+    raise error
+
+  with pytest.raises(
+    SystemExit, match=r"^error: the memory does not suffice: 3.22 GB could .*--tile"
+  ):
+    cli.guarded(main)([])
+
+  def other(argv):
+    raise RuntimeError("out of order")
+
+  with pytest.raises(RuntimeError, match="out of order"):
+    cli.guarded(other)([])
 
 
 @pytest.mark.parametrize(
@@ -194,3 +218,23 @@ def test_a_program_half_kept_does_not_keep_others_out(tmp_path, monkeypatch, age
   assert {"whole-cache", "whole-atime"} <= names
   assert ("half-cache" in names) == kept  # of this minute: another process may be writing it
   assert any("jit" in name for name in names) != kept
+
+
+def test_tensorstores_own_error_of_the_disk_is_one_line():
+  def full(argv):
+    raise ValueError(
+      'Error writing "/r/d/0": Error writing local file "/r/d/0.__lock": Failed to write\n'
+      "[os_error_code='28'] [tensorstore_spec='...']"
+    )
+
+  with pytest.raises(SystemExit) as ended:
+    cli.guarded(full)([])
+  assert str(ended.value) == "error: [Errno 28] No space left on device: /r/d/0.__lock"
+
+
+def test_another_value_error_is_a_fault_and_keeps_its_traceback():
+  def faulty(argv):
+    raise ValueError("os_error_code")
+
+  with pytest.raises(ValueError, match="os_error_code"):
+    cli.guarded(faulty)([])

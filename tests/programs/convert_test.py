@@ -105,8 +105,12 @@ def test_what_does_not_fit_half_is_named(tmp_path):
     ("x.stablehlo", "float16", "computes in float32"),
     ("x.onnx", "bfloat16", "do not read bfloat16"),
     ("run", "float16", "a run holds float32"),
-    ("x.npz", "int8", "dtype='int8' must be one of float32, float16, bfloat16"),
-    ("x.ckpt", "float32", "suffix must be .safetensors, .npz, .pth, .onnx, .stablehlo, or none"),
+    ("x.npz", "int8", "--dtype=int8 must be one of float32, float16, bfloat16"),
+    (
+      "x.ckpt",
+      "float32",
+      "suffix must be .safetensors, .npz, .pth, .onnx, .stablehlo, or none",
+    ),
   ],
 )
 def test_what_does_not_go_together(tmp_path, output, dtype, message):
@@ -234,6 +238,17 @@ def test_the_card_says_what_is_known_and_lists_the_rest(tmp_path, capsys):
   assert "| steps | 400 |" in body and "| pixel loss | weight 0.01, loss l1 |" in body
   assert "perceptual" not in body  # weight 0: it was not there
   assert "growth" in body.split("## Use")[1]  # spandrel refuses growth 3, and the card says so
+
+
+@pytest.mark.parametrize("degradation", ["real_esrgan", "bicubic"])
+def test_the_card_says_how_lr_images_were_made(tmp_path, degradation):
+  model = trained_model()
+  model.info["config"]["data"]["degradation"] = degradation
+  save_model(tmp_path / "m.npz", model)
+  run("--input", tmp_path / "m.npz", "--output", tmp_path / "n.safetensors", "--card")
+  entry = json.loads((tmp_path / "n.safetensors.openmodeldb.json").read_text())
+  assert entry["trainingOTF"] is (degradation == "real_esrgan")
+  assert f"| LR images | {degradation} |" in (tmp_path / "n.safetensors.md").read_text()
 
 
 def test_a_card_goes_with_a_generators_file(tmp_path):

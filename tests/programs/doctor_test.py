@@ -617,7 +617,7 @@ def test_images_of_odd_kinds(diagnose, tmp_path):
   report.finds(
     "warning", "images-converted",
     "1 CMYK will be converted without their colour profile, 1 with alpha will be put on white, "
-    "2 16-bit will be rounded to 8 bits", "8-bit RGB",
+    "2 16-bit will be trained on with their bits", "8-bit RGB",
   )  # fmt: skip
   line = next(line for line in report.lines if "7 of 7 images" in line)
   counts = line.rpartition(": ")[2].split(", ")

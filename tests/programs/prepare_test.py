@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sr_jax import cli
+from sr_jax import UserError, cli
 from sr_jax.data.pack import hr_image, lr_image, open_pack
 from sr_jax.data import packing
 from sr_jax.data import sources
@@ -112,7 +112,7 @@ def test_sub_images(folder, tmp_path, capsys):
 
 
 def test_odd_files_follow_the_policy(tmp_path):
-  """Orientation is applied; CMYK, palette and 16 bits become RGB; alpha is put on white."""
+  """Orientation is applied; CMYK and palette become RGB, 16 bits stay; alpha is put on white."""
   folder = tmp_path / "odd"
   folder.mkdir()
   color = np.full((40, 60, 3), (10, 200, 90), np.uint8)
@@ -131,7 +131,10 @@ def test_odd_files_follow_the_policy(tmp_path):
   pack = open_pack(tmp_path / "pack")
   assert tuple(pack.hr_sizes[0]) == (60, 40)
   first = [tuple(hr_image(pack, i)[0, 0].tolist()) for i in range(5)]
-  assert first == [(10, 200, 90), (255, 0, 0), (10, 200, 90), (200, 200, 200), (255, 255, 255)]
+  assert first == [
+    tuple(257 * value for value in color)  # of 8 bits, in a pack of 16
+    for color in ((10, 200, 90), (255, 0, 0), (10, 200, 90), (200, 200, 200), (255, 255, 255))
+  ]
   assert pack.grey == (False, False, False, True, False)
 
 
@@ -146,12 +149,17 @@ def test_what_cannot_be_left_out_is_named(folder, tmp_path):
   "arguments, message",
   [
     (["--verify", "a", "--input", "b"], "--verify=PACK stands alone"),
-    (["--sub_images", "480"], "--sub_images=480 must be SIZE/STEP in HR pixels, as 480/240"),
+    (
+      ["--sub_images", "480"],
+      "--sub_images=480 must be SIZE/STEP in HR pixels; try --sub_images=480/240",
+    ),
     (["--sub_images", "480/0"], "must be SIZE/STEP"),
     (["--sub_images", "30/16"], "must be multiples of scale=4"),
-    (["--scale", "0"], "--scale=0, --threads=0 must be at least 1 and 0"),
+    (["--scale", "0"], "--scale=0 must be one of 1, 2, 3, 4, 8"),
     (["--convention", "lanczos"], "--convention=lanczos must be one of uint8_mirror_round_"),
-    (["--input", "nowhere"], "must be an existing folder or one of these forms"),
+    (["--input", "nowhere"], "--input=nowhere does not exist; it must be a folder of images"),
+    (["--scale", "5"], "--scale=5 must be one of 1, 2, 3, 4, 8; try --scale=4"),
+    (["--output", "gs://bucket/pack"], "--output=gs://bucket/pack must be a local path"),
   ],
 )
 def test_mistakes_are_named(folder, tmp_path, arguments, message):
@@ -172,3 +180,39 @@ def test_without_arguments_it_says_what_is_needed(capsys):
   with pytest.raises(SystemExit):
     run()
   assert "--input and --output, or --verify" in capsys.readouterr().err
+
+
+def test_draws_of_any_example_are_printed_from_its_number(tmp_path, capsys):
+  run("--preview-degradations", 3, "--config", "realesrgan:demo", "--example", 2_000_000_001)
+  said = capsys.readouterr().out
+  assert (
+    said.count("example 200000000") == 3 and "example 2000000003: step 250000000, row 3" in said
+  )
+  run("--preview-degradations", 1, "--config", "realesrgan:demo", "--example", 2_000_000_003)
+  last = capsys.readouterr().out
+  assert said.endswith(last) and "resize 96 -> " in last and "patch at LR" in last
+  # A run's folder stands for its settings.
+  config = prepare.read_config("realesrgan:demo")
+  config.seed = 1
+  (tmp_path / "config.json").write_text(config.to_json())
+  run("--preview-degradations", 1, "--config", tmp_path, "--example", 2_000_000_003)
+  assert capsys.readouterr().out.splitlines()[0] == last.splitlines()[0]
+  for wrong in ((0.5,), (1, "--example", -1), (101,)):
+    with pytest.raises((UserError, SystemExit)):
+      run("--preview-degradations", *wrong)
+  with pytest.raises(UserError, match="nothing is drawn"):
+    run("--preview-degradations", 1, "--config", "esrgan:demo")
+
+
+def test_a_sheet_of_degraded_examples_is_drawn(tmp_path, capsys):
+  rng = np.random.default_rng(0)
+  write_image(tmp_path / "data" / "a.png", rng.integers(0, 256, (100, 120, 3), np.uint8))
+  config = prepare.read_config("realesrgan:demo")
+  config.data.degradation = "bsr_light"  # compiles sooner
+  (tmp_path / "config.json").write_text(config.to_json())
+  output = tmp_path / "sheets" / "sheet.png"
+  run("--preview-degradations", 2, "--config", tmp_path, "--input", tmp_path / "data", "--output",
+      output)  # fmt: skip
+  height, width, _ = read_image(output).shape
+  assert height >= 2 * 64 and width > 2 * 64
+  assert f"{output}: HR, LR and what was drawn, of 2 examples" in capsys.readouterr().out

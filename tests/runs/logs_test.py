@@ -32,9 +32,7 @@ def test_a_line_a_step(tmp_path):
   assert [path.name for path in run.iterdir()] == [logs.METRICS]
 
 
-@pytest.mark.parametrize(
-  "step, kept", [(0, []), (9, []), (15, [10]), (20, [10, 20]), (99, [10, 20, 30])]
-)
+@pytest.mark.parametrize("step, kept", [(9, []), (15, [10]), (20, [10, 20]), (99, [10, 20, 30])])
 def test_a_resumed_run_writes_each_line_once(tmp_path, step, kept):
   writer = logs.Writer(tmp_path, tensorboard=False)
   for number in (10, 20, 30):
@@ -67,6 +65,36 @@ def test_a_torn_line_is_dropped(tmp_path, torn):
   (tmp_path / logs.METRICS).write_text(whole + torn)
   logs.cut_back(tmp_path, 100)
   assert (tmp_path / logs.METRICS).read_text() == whole
+
+
+def test_without_a_checkpoint_nothing_is_dropped(tmp_path, caplog):
+  for number in range(2):  # the second one finds what the first one moved
+    writer = logs.Writer(tmp_path, tensorboard=False)
+    writer.scalars(10 + number, {"loss": 0.5}, {})
+    writer.close()
+    before = (tmp_path / logs.METRICS).read_bytes()
+    logs.cut_back(tmp_path, 0, scored=False)
+    assert (tmp_path / f"metrics_{number}.jsonl").read_bytes() == before
+    assert f"has lines, but no checkpoint; moved to metrics_{number}.jsonl" in caplog.text
+    assert not (tmp_path / logs.METRICS).exists()
+
+
+@pytest.mark.parametrize(
+  "line", [b"\xff\xfe\n", b"\0" * 9 + b"\n", b"[" * 9999 + b"\n", b'{"step": true}\n', b"17\n"]
+)
+def test_damaged_lines_are_cut_off_which_is_said_and_the_others_stay_as_they_are(
+  tmp_path, caplog, line
+):
+  whole = b'{"step":1,  "loss": 1e-1}\n'
+  (tmp_path / logs.METRICS).write_bytes(whole + line + whole + line)
+  logs.cut_back(tmp_path, 5)
+  assert (tmp_path / logs.METRICS).read_bytes() == whole + whole
+  assert f"{tmp_path}/metrics.jsonl: 2 damaged lines are cut off" in caplog.text
+
+
+def test_huge_numbers_of_a_stranger_are_left_out(tmp_path):
+  (tmp_path / logs.METRICS).write_text('{"step": 1, "loss": 1' + "0" * 999 + ', "a": 1}\n')
+  assert logs.read_curves(str(tmp_path)) == {"a": [(1, 1.0)]}
 
 
 def test_a_new_run_has_nothing_to_cut(tmp_path):

@@ -145,6 +145,7 @@ def test_models_and_curves_are_read_from_a_bucket(bucket, bucket_run, whole_run)
 
 
 @needs_gcsfs
+@pytest.mark.slow
 def test_the_programs_take_a_run_of_a_bucket_without_tensorflow(bucket_run, photographs, tmp_path):
   (tmp_path / "in").mkdir()
   shutil.copy(photographs / "0.png", tmp_path / "in")
@@ -232,6 +233,19 @@ def test_old_checkpoints_are_deleted(bucket, tmp_path, monkeypatch):
 
 
 @needs_gcsfs
+@pytest.mark.slow
+def test_a_checkpoint_is_withdrawn(bucket):
+  tiny_states.write("gs://bucket/back", (1, 2, 3))
+  for step in (2, 3):
+    checkpoint.withdraw("gs://bucket/back", step)
+  assert checkpoint.steps("gs://bucket/back") == [1]
+  assert {name.split("/")[2] for name in bucket.names("back/withdrawn/")} == {"2_0", "3_1"}
+  state = tiny_states.make_state(1)
+  restored, _ = checkpoint.restore("gs://bucket/back", tiny_states.abstract(state))
+  tiny_states.assert_equal(restored, state)
+
+
+@needs_gcsfs
 @pytest.mark.parametrize(
   "workdir, refused, message",
   [
@@ -295,7 +309,9 @@ def test_results_for_people_are_not_written_to_a_bucket(program, tmp_path, monke
 def test_a_local_path_is_pathlibs(tmp_path):
   assert storage.run_folder(str(tmp_path)) == tmp_path
   assert type(storage.run_folder("a/gs/b")) is type(pathlib.Path("a"))
-  assert storage.run_folder("~/x") == pathlib.Path("~/x")  # not expanded, as ever
+  for path in (storage.run_folder("~/x"), storage.local_path("--output", "~/x")):
+    assert path == pathlib.Path.home() / "x"
+  assert storage.run_folder("~nobody.of.this.name/x") == pathlib.Path("~nobody.of.this.name/x")
 
 
 @needs_gcsfs

@@ -36,7 +36,12 @@ def light_workers(monkeypatch):
   monkeypatch.setenv("OMP_NUM_THREADS", "1")  # threads that wait for one another on a busy machine
 
 
-@pytest.fixture(params=["alone", pytest.param("all", marks=pytest.mark.developer(*OTHERS))])
+@pytest.fixture(
+  params=[
+    pytest.param("alone", marks=pytest.mark.slow),
+    pytest.param("all", marks=pytest.mark.developer(*OTHERS)),
+  ]
+)
 def all_installed(request, monkeypatch) -> bool:
   """Whether PyTorch, OpenVINO and Matplotlib are there; or as where a user has none of them."""
   if request.param == "alone":
@@ -196,7 +201,7 @@ def test_flops_are_those_that_pytorch_counts():
     assert count(step) == ours + extra
 
 
-@pytest.mark.parametrize("what", ["psnr", "gan"])
+@pytest.mark.parametrize("what", ["psnr", pytest.param("gan", marks=pytest.mark.slow)])
 def test_flops_are_those_that_xla_counts(what):
   """Of the compiled program, which has activations, BatchNorm and Adam beside."""
   networks = {

@@ -74,7 +74,7 @@ def test_images_on_the_devices_cost_at_most_one_exchange_of_crops(placement):
   arrays, cut = device_input.make_cutter(
     pack, sharding=sharding.batch_sharded(mesh), placement=placement, **arguments
   )
-  step = steps.make_step(gan=False, devices=DEVICES, cut=cut)
+  step = steps.make_step(gan=False, devices=DEVICES, prepare=cut)
   state = steps.put(steps.initial_state(False), DEVICES)
   sent = pod.read_messages(step.lower(state, arrays, None).compile().as_text())
   crops = [message for message in sent if message.kind != "all-reduce"]
@@ -120,10 +120,20 @@ def test_on_a_tpu_each_gradient_crosses_once(on_a_tpu):
   def unstacked(shape, times=1):  # the kernels of the loop over the blocks are sent one by one
     return (tuple(shape[1:]), times * shape[0]) if len(shape) == 5 else (tuple(shape), times)
 
-  expected, sent = collections.Counter(), collections.Counter()
+  # A dense block's kernels have one gradient, of all sources for all layers: 24 channels each, of
+  # which the kernels (8 x 4, 12 x 4, 16 x 4, 20 x 4, 24 x 8) are less than three quarters.
+  blocks, wide = 2 * 3, (3, 3, 24, 24)
+  expected, sent = collections.Counter({wide: blocks}), collections.Counter()
   for shape, times in map(unstacked, on_a_tpu["gradient_shapes"]):
     expected[shape] += times
+  for channels in ((8, 4), (12, 4), (16, 4), (20, 4), (24, 8)):
+    expected[(3, 3, *channels)] -= blocks
+  # The guard's decision is one whole number, which all chips have to agree on.
+  decision = ["s32", [], 1]
+  assert on_a_tpu["sent_arrays"].count(decision) == 1
   for kind, shape, times in on_a_tpu["sent_arrays"]:
+    if [kind, shape, times] == decision:
+      continue
     assert kind == "f32"
     shape, times = unstacked(shape, times)
     sent[shape] += times
@@ -133,7 +143,8 @@ def test_on_a_tpu_each_gradient_crosses_once(on_a_tpu):
     assert sent[shape] == expected[shape], shape
   # The rest is vectors of channels: biases, BatchNorm's sums, RaGAN's means. They are 1.6 % here,
   # in networks an eighth as wide as the real ones, whose kernels are 64 times as large.
-  rest = on_a_tpu["sent_bytes"] - on_a_tpu["gradient_bytes"]
+  unused = blocks * 4 * 9 * (24 * 24 - 416)
+  rest = on_a_tpu["sent_bytes"] - on_a_tpu["gradient_bytes"] - unused
   assert 0 < rest < 0.02 * on_a_tpu["gradient_bytes"]
 
 

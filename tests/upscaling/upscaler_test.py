@@ -6,9 +6,10 @@ import pytest
 from PIL import Image
 from tiny_models import apply, assert_same_pixels, contrasting_model, make_model, photo
 
+from sr_jax.models.interpolation import interpolate
 from sr_jax.models.model import Model
 from sr_jax.networks.build import GENERATORS, build_generator
-from sr_jax.upscaling.upscaler import Upscaler, bucket, make_upscaler
+from sr_jax.upscaling.upscaler import Upscaler, bucket, make_sweep, make_upscaler
 
 # LR heights and widths of Set14 at x4.
 SET14 = [
@@ -32,6 +33,22 @@ def assert_same_image(actual: np.ndarray, expected: np.ndarray) -> None:
   assert_same_pixels(actual, expected)
 
 
+def test_a_sweep_is_a_loop_over_alpha_in_one_program():
+  """Every alpha's image is that of its interpolated model; the program runs once for an image."""
+  psnr, gan = (make_model("residualnet", seed=seed, blocks=1) for seed in (0, 1))
+  module = build_generator(psnr.name, psnr.kwargs)
+  alphas = [0.0, 0.3, 1.0]
+  swept = make_sweep(module, psnr.variables, gan.variables, alphas)
+  rng = np.random.default_rng(0)
+  for shape in ((20, 33, 3), (17, 9)):
+    lr = rng.integers(0, 256, shape).astype(np.uint8)
+    for alpha, upscale in zip(alphas, swept, strict=True):
+      mixed = interpolate(psnr.variables, gan.variables, alpha)
+      expected = make_upscaler(module, mixed)(lr)
+      difference = np.abs(upscale(lr).astype(int) - expected)
+      assert difference.max() <= 1 and (difference > 0).mean() < 1e-3, alpha
+
+
 @pytest.mark.parametrize("name", GENERATORS)
 def test_padding_changes_nothing(name):
   model = contrasting_model(name)
@@ -41,7 +58,9 @@ def test_padding_changes_nothing(name):
     assert_same_image(upscale(lr), to_uint8(apply(model, lr)))
 
 
-@pytest.mark.parametrize("algorithm", ["by_source", "winograd"])
+@pytest.mark.parametrize(
+  "algorithm", ["by_source", pytest.param("winograd", marks=pytest.mark.slow)]
+)
 def test_padding_changes_nothing_in_a_fast_form(algorithm):
   model = contrasting_model(algorithm=algorithm, features=8, growth=8, blocks=1)
   lr = photo(13, 37)
