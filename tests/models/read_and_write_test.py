@@ -138,7 +138,9 @@ def test_other_inputs(tmp_path, kwargs):
     assert_equal_trees(variables, model.variables)
 
 
-@pytest.mark.parametrize("form", [*SAVED, "model.pth", "training"])
+@pytest.mark.parametrize(
+  "form", [*SAVED, pytest.param("model.pth", marks=pytest.mark.developer("torch")), "training"]
+)
 @pytest.mark.parametrize("value", [np.nan, -np.inf])
 def test_weights_that_are_not_finite_are_refused_by_name(tmp_path, form, value):
   """By all programs: whatever reads a model calls `read_model`."""
