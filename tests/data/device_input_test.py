@@ -107,8 +107,15 @@ def test_a_jitted_step_cuts_for_itself(pack):
   assert not re.search('dense<"0x[0-9A-F]{999}', program)  # ... and no constant
 
 
-@pytest.mark.parametrize("placement", ["replicated", "sharded"])
-@pytest.mark.parametrize("segment_bytes", [2**30, 1999])
+@pytest.mark.parametrize(
+  "placement, segment_bytes",
+  [
+    ("replicated", 2**30),
+    ("sharded", 1999),
+    pytest.param("replicated", 1999, marks=pytest.mark.slow),
+    pytest.param("sharded", 2**30, marks=pytest.mark.slow),
+  ],
+)
 def test_placements_and_segments_change_nothing(
   pack, batch_sharding, monkeypatch, placement, segment_bytes
 ):

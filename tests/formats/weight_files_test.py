@@ -474,21 +474,21 @@ def watch(event, args):
     WATCHED["events"].append((event, args))
 
 
-FUZZ = {
-  "data.pkl": 3000,
-  ".pth": 1000,
-  "legacy": 2000,
-  ".safetensors": 1500,
-  ".npz": 500,
-  "compressed": 500,
-  "a.npy": 500,
-  "numpy": 1000,
+FUZZ = {  # `make faults` tries ten thousand of each that users have
+  "data.pkl": 1000,
+  ".pth": 400,
+  "legacy": 600,
+  ".safetensors": 500,
+  ".npz": 200,
+  "compressed": 200,
+  "a.npy": 200,
+  "numpy": 400,
 }
 
 
 @pytest.mark.filterwarnings("ignore:invalid escape sequence")  # pickletools, of a STRING
 @pytest.mark.parametrize("kind", FUZZ)
-def test_ten_thousand_changed_files_load_or_are_refused(tmp_path, kind):
+def test_changed_files_load_or_are_refused(tmp_path, kind):
   files = valid_files()
   rng = random.Random(f"sr_jax {kind}")
   suffix = {"numpy": ".ckpt", "compressed": ".npz", "a.npy": ".npz"}.get(kind, ".pth")

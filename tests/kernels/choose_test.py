@@ -376,6 +376,7 @@ assert len(jax.devices()) == 1 and jax.default_backend() == "cpu"
 """
 
 
+@pytest.mark.slow  # twenty seconds
 def test_a_loaded_model_is_plain_jax(tmp_path):
   """On one CPU, where training tries oneDNN: no process, no setting, every derivative."""
   paths = []

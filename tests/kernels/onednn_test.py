@@ -179,7 +179,12 @@ def random_variables(net, image):
   return jax.tree_util.tree_map_with_path(values, shapes)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+  "name",
+  [
+    pytest.param(name, marks=pytest.mark.slow) if name == "by_source" else name for name in NETWORKS
+  ],
+)
 def test_networks_are_the_same_ones(name, dtype):
   """Same parameters; output and each gradient about as near to XLA's in float32 as XLA's."""
   side = 32 if name == "vgg" else 8

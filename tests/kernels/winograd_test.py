@@ -106,7 +106,9 @@ def convolutions(*arguments):
   return str(jax.make_jaxpr(loss)(*arguments)).count("conv_general_dilated[")
 
 
-@pytest.mark.parametrize("cut", [CUTS[0], CUTS[2]], indirect=True)
+@pytest.mark.parametrize(
+  "cut", [CUTS[0], pytest.param(CUTS[2], marks=pytest.mark.slow)], indirect=True
+)
 def test_dense_block(cut):
   x, kernels, biases = dense_block_arguments(3, 7, 9, channels=6, growth=4)
   (cotangent,) = draw(x.shape, seed=3)

@@ -203,7 +203,9 @@ def check_against(reference, references, name, net):
   [
     # 0 is all blocks here, on CPUs.
     ("rrdbnet", 2, [{}, {"remat": True}, {"algorithm": "by_source", "remat": True}]),
-    ("srresnet", 3, [{"unroll": 2}, {"remat": True, "unroll": 1}]),
+    pytest.param(
+      "srresnet", 3, [{"unroll": 2}, {"remat": True, "unroll": 1}], marks=pytest.mark.slow
+    ),
   ],
 )
 def test_looped_unrolled_and_rematerialised_bodies_are_the_same(name, blocks, variants):

@@ -52,7 +52,13 @@ def test_every_program_is_a_command_of_an_installed_copy(installed):
     assert f"\n  {name} " in overview.stdout
 
 
-@pytest.mark.parametrize("name", command.COMMANDS)
+@pytest.mark.parametrize(
+  "name",
+  [
+    name if name in ("train", "upscale") else pytest.param(name, marks=pytest.mark.slow)
+    for name in command.COMMANDS
+  ],
+)
 def test_help_ends_well_and_its_examples_call_the_command(installed, name):
   result = installed(name, "--help")
   assert result.returncode == 0, result.stderr

@@ -107,6 +107,7 @@ def test_killed_by_the_kernel_and_resumed(bucket, whole_run, photographs):
 
 
 @needs_gcsfs
+@pytest.mark.slow  # checkpoint_test damages those of a disk
 def test_a_damaged_checkpoint_is_set_aside(bucket, bucket_run, whole_run):
   whole, config = whole_run
   for name in bucket.names("run/"):
@@ -220,6 +221,7 @@ def test_no_tensorboard_files_in_a_bucket(bucket, caplog):
 
 
 @needs_gcsfs
+@pytest.mark.slow  # checkpoint_test deletes those of a disk
 def test_old_checkpoints_are_deleted(bucket, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   tiny_states.write("gs://bucket/keep", (1, 2, 3), keep=1)

@@ -125,7 +125,7 @@ assert "jax" in sys.modules
   subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, env={**os.environ})
 
 
-@pytest.mark.parametrize("what", ["psnr", "gan"])
+@pytest.mark.parametrize("what", [pytest.param("psnr", marks=pytest.mark.slow), "gan"])
 def test_the_timed_program_is_the_one_that_the_recipe_trains_with(what, tmp_path):
   """The same operations in the same order, as text."""
   pytest.importorskip("ml_collections")

@@ -336,6 +336,7 @@ def test_a_signal_before_the_first_step_ends_both(photographs, whole_run, tmp_pa
   assert not list((run / "checkpoints").iterdir())
 
 
+@pytest.mark.slow  # half a minute; e2e_test has one process
 def test_a_signal_while_two_processes_score(photographs, whole_run, tmp_path):
   whole, _ = whole_run
   run = tmp_path / "run"

@@ -148,6 +148,7 @@ def test_killed_between_any_two_steps_and_resumed(
   assert_same_run(run / "psnr", whole / "psnr", config.psnr)
 
 
+@pytest.mark.slow  # faults_test kills runs too
 def test_killed_by_the_kernel_and_resumed(whole_run, photographs, tmp_path):
   """kill -9 of a real process, between a checkpoint and the next."""
   whole, config = whole_run
@@ -317,7 +318,7 @@ train_and_evaluate(config, run, stop)
   "place, number, status",
   [
     ("images", signal.SIGTERM, ""),
-    ("step", signal.SIGINT, "143"),
+    pytest.param("step", signal.SIGINT, "143", marks=pytest.mark.slow),
     pytest.param("second stage", signal.SIGTERM, "0", marks=pytest.mark.slow),
   ],
 )
@@ -385,7 +386,9 @@ def test_a_status_that_is_none(monkeypatch):
     Stop()
 
 
-@pytest.mark.parametrize("stopped, status", [("SIGTERM", 143), ("", 0)])
+@pytest.mark.parametrize(
+  "stopped, status", [("SIGTERM", 143), pytest.param("", 0, marks=pytest.mark.slow)]
+)
 def test_a_launcher_can_tell_stopped_from_finished(stopped, status):
   code = (
     "import sys\nfrom sr_jax import main\n"
@@ -435,6 +438,7 @@ def test_init_from_skips_the_first_stage(whole_run, photographs, tmp_path):
   assert_same_run(run, whole, config)
 
 
+@pytest.mark.slow  # both stages compile; remedies_test and checks_test have the refusals
 def test_a_discriminator_to_start_from(whole_run, photographs, tmp_path):
   """Somebody's file, with BasicSR's names and his wrapper."""
   whole, config = whole_run
@@ -487,6 +491,7 @@ def test_both_inputs_make_the_same_run(whole_run, photographs, tmp_path):
   assert first["device"] == {name: pytest.approx(x, rel=1e-4) for name, x in first["tf"].items()}
 
 
+@pytest.mark.slow  # architecture_test has the imports
 def test_trains_evaluates_and_converts_without_tensorflow(photographs, tmp_path):
   """The whole path in a process where TensorFlow cannot be imported."""
   run = tmp_path / "run"
@@ -586,6 +591,7 @@ def test_what_is_missing_or_wrong_is_said_in_one_line_before_any_compile(
   assert re.search(message, error, re.DOTALL), error
 
 
+@pytest.mark.slow  # RRDBNet and the larger discriminator compile long
 def test_a_folder_in_one_flag_trains_both_stages(run_main, photographs, tmp_path):
   """The README's command on a folder, with the paper's recipe made small."""
   result = run_main(
@@ -854,6 +860,7 @@ def test_lr_images_of_ones_own_in_training_and_not_in_scoring_are_warned_of(
   assert np.array_equal(images.test[0].lr, expected)
 
 
+@pytest.mark.slow  # two programs more are compiled
 def test_a_checkpoint_goes_on_with_clipping_and_without(whole_run, tmp_path):
   whole, config = whole_run
   run = tmp_path / "run"
@@ -966,7 +973,7 @@ def test_a_signal_while_the_last_checkpoint_is_written(whole_run, tmp_path, monk
     close.append(manager.close)
 
     def closing():
-      os.kill(os.getpid(), signal.SIGTERM)
+      send(signal.SIGTERM, stop)  # heard while there is still something to save
       close[-1]()
 
     manager.close = closing

@@ -129,6 +129,7 @@ def assert_close(a, b, rtol: float, zero: tuple[str, ...] = ()) -> None:
 LOSSES = ("loss_g", "loss_d", "loss/pixel", "loss/perceptual", "loss/adversarial")
 
 
+@pytest.mark.slow  # distributed_test compares whole runs in float64
 def test_one_device_and_eight_take_the_same_first_step():
   """To float32's rounding; later steps magnify that, and are compared in float64."""
   states, metrics = {}, {}

@@ -151,7 +151,12 @@ def flip_a_bit(path: pathlib.Path) -> None:
 @pytest.mark.parametrize("suffix", [".onnx", ".json"])
 @pytest.mark.parametrize(
   "damage",
-  [cut, flip_a_bit, pathlib.Path.unlink, lambda path: path.write_text('{"sha256": []}')],
+  [
+    cut,
+    pytest.param(flip_a_bit, marks=pytest.mark.slow),
+    pytest.param(pathlib.Path.unlink, marks=pytest.mark.slow),
+    lambda path: path.write_text('{"sha256": []}'),
+  ],
   ids=["cut", "flipped", "absent", "other"],
 )
 @pytest.mark.parametrize("engine", ENGINES[1:])
