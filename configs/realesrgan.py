@@ -80,6 +80,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     config.data.hold_out = 10
     config.data.detail_draws = 4
     config.data.batch_size, config.data.hr_patch = common.crops_that_fit()
+    config.dtype = common.fast_dtype()
     config.data.degraded_crop = 192
     config.eval.source = ""
     config.eval.crop = 512

@@ -155,9 +155,19 @@ def usable(dtype: Any) -> bool:
   SR_JAX_ONEDNN=0 leaves them out.
   """
   name = jnp.dtype(dtype).name
-  if os.environ.get("SR_JAX_ONEDNN") == "0" or name not in _to_try():
+  if left_to_xla() or name not in _to_try():
     return False
   return name in working()
+
+
+def left_to_xla() -> bool:
+  """Whether the user leaves all convolutions to XLA, by SR_JAX_ONEDNN=0."""
+  return os.environ.get("SR_JAX_ONEDNN") == "0"
+
+
+def bfloat16_is_fast() -> bool:
+  """Whether bfloat16 may be expected to be fast on one CPU device; nothing is tried for it."""
+  return has_bfloat16() and not left_to_xla()
 
 
 def _to_try() -> list[str]:

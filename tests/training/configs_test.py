@@ -15,6 +15,7 @@ import pytest
 from configs import common
 from sr_jax import UserError
 from sr_jax import main
+from sr_jax.kernels import choose
 from sr_jax.machine import memory
 from sr_jax.networks.build import DISCRIMINATORS, GENERATORS
 from sr_jax.runs.settings import flat
@@ -281,6 +282,34 @@ def test_batch_and_crops_of_photos_follow_the_memory(monkeypatch, gpus, ram, bat
   usable = 0.75 * min(gpus) * 2**20 if gpus else 0.5 * ram * 2**30 or 5e9
   pixels = usable / 5e9 * 8 * 96**2  # what fits by the rule
   assert batch * patch**2 <= pixels or (batch, patch) == (4, 64)
+
+
+@pytest.mark.parametrize(
+  "flags, gpus, left_out, dtype",
+  [
+    ("avx512f avx512_bf16 amx_bf16", [], "", "bfloat16"),
+    ("avx512f avx512_bf16", [], "0", "float32"),
+    ("avx512f avx512_bf16", [8000], "", "float32"),
+    ("avx2 avx512f", [], "", "float32"),
+  ],
+)
+def test_photos_compute_in_what_the_cpu_has(monkeypatch, flags, gpus, left_out, dtype):
+  found = [memory.Gpu("a GPU", mib, 0, 550) for mib in gpus]
+  monkeypatch.setattr(memory, "jax_may_use_gpus", lambda: True)
+  monkeypatch.setattr(memory, "nvidia_gpus", lambda: (found, ""))
+  monkeypatch.setenv("SR_JAX_ONEDNN", left_out)
+  read_text = pathlib.Path.read_text
+  monkeypatch.setattr(
+    pathlib.Path, "read_text",
+    lambda path, *how: f"flags: {flags}" if str(path) == "/proc/cpuinfo" else read_text(path, *how),
+  )  # fmt: skip
+  choose.has_bfloat16.cache_clear()
+  try:
+    assert main.read_config("esrgan:photos").dtype == dtype
+    assert main.read_config("realesrgan:photos").dtype == dtype
+    assert main.read_config("esrgan").dtype == "float32"
+  finally:
+    choose.has_bfloat16.cache_clear()
 
 
 def test_gpus_that_jax_would_not_use_do_not_count(monkeypatch):
