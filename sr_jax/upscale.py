@@ -197,7 +197,8 @@ def main(argv: Sequence[str]) -> None:
   module = build_generator(model.name, model.kwargs)
   mesh = spread.make_mesh(grid) if grid else None
   engine = engines.open_engine(model, "jax" if mesh else args.engine)
-  network = networks.make_network(module, model.variables, engine.forward, mesh=mesh)
+  batch = 1 if mesh or engine.forward else networks.batch_for(len(tasks))
+  network = networks.make_network(module, model.variables, engine.forward, mesh=mesh, batch=batch)
   tiling = _tiling(args, module, model.variables, network)
   if args.output != "-":
     writing.check_folder(output.parent if is_file else output)

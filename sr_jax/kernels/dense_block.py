@@ -80,8 +80,8 @@ def dense_block(
     x: [N, H, W, C].
     kernels: [3, 3, C, F], [3, 3, C + F, F], ..., [3, 3, C + 4 F, C], float32.
     biases: [F] four times, [C].
-    inside: [1, H, W, 1], 0 where each convolution shall see the zeros around the image. There are
-      no derivatives then.
+    inside: [1, H, W, 1], 0 where each convolution shall see the zeros around the image, or with
+      `direct` [N, H, W, 1]. There are no derivatives then.
 
   Returns:
     [N, H, W, C], in x's dtype.

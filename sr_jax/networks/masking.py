@@ -15,7 +15,7 @@ def zero_outside(inside: jax.Array):
   A module that computes several convolutions at once calls `Inside`, which returns the mask to it.
 
   Args:
-    inside: [1, H, W, 1], 1 inside the image and 0 in its padding.
+    inside: [1, H, W, 1], 1 inside the image and 0 in its padding, or [N, H, W, 1] for each image.
   """
 
   def interceptor(call, args, kwargs, context):
@@ -38,7 +38,7 @@ def zero_outside(inside: jax.Array):
 
 
 class Inside(nn.Module):
-  """Returns None, or an interceptor's mask [1, H, W, 1], 0 where x [N, H, W, C] is only padding."""
+  """Returns None, or an interceptor's mask, 0 where x [N, H, W, C] is only padding."""
 
   def __call__(self, x: jax.Array) -> jax.Array | None:
     return None

@@ -4,17 +4,19 @@ A file that cannot be read, named, computed or written is noted, and the next on
 full disk and Ctrl-C end a run, and what was written until then is whole.
 """
 
+import collections
 import concurrent.futures
 import contextlib
 import errno
 import fractions
 import functools
+import math
 import os
 import pathlib
 import queue
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
@@ -150,22 +152,39 @@ def upscale_files(
       except Exception as error:
         fail(task, error)
 
-  def attempt(task: Task, picture: Picture, tiling: stream.Tiling) -> stream.Tiling:
-    """Upscales a picture; returns the tiling for the next one, smaller if memory was too little."""
+  def job_of(task: Task) -> stream.Job:
+    fitting = stream.programs(sizes, network, tiling) if shapes is None else shapes
+    how = (options.outscale, options.ensemble)
+    calls = (functools.partial(progress, task), functools.partial(notice, task))
+    return stream.Job(network, tiling, fitting, *how, *calls)
+
+  def begun(task: Task, picture: concurrent.futures.Future) -> _Begun | None:
+    """Hands a small picture's tiles to the network, where they wait for those of the next ones."""
+    try:
+      picture, job = picture.result(), job_of(task)
+      if len(picture.frames) != 1 or math.prod(picture.frames[0].color.shape[:2]) > tiling.whole:
+        return None
+      layout, _ = writing.fit(layout_of(picture, job), task.format)
+      strips = stream.upscale(picture.frames[0], job, layout.channels, layout.dtype)
+    except Exception:  # when its turn comes, it is tried again, and told
+      return None
+    return _Begun(tiling, strips)
+
+  def attempt(task: Task, picture: Picture, begun: _Begun | None) -> None:
+    """Upscales a picture; makes the tiles smaller if the memory is too little."""
+    nonlocal tiling
     while True:
-      fitting = stream.programs(sizes, network, tiling) if shapes is None else shapes
-      how = (options.outscale, options.ensemble)
-      calls = (functools.partial(progress, task), functools.partial(notice, task))
-      job = stream.Job(network, tiling, fitting, *how, *calls)
+      job = job_of(task)
       try:
         if picture.format == video.FORMAT:
           settle()
           _upscale_video(task, job, options)
           written.append(task.name)
         else:
-          going = _upscale(task, picture, job, options, writers, settle, written)
+          strips = begun and begun.tiling == tiling and begun.strips
+          going = _upscale(task, picture, job, strips, options, writers, settle, written)
           in_writing.append((task, going))
-        return tiling
+        return
       except (MemoryError, RuntimeError) as error:
         if not ran_out(error) or tiling.tile <= stream.SMALLEST:
           raise
@@ -175,19 +194,21 @@ def upscale_files(
           f"The memory did not suffice{asked_for(error)}; from here on tiles are {tiling.tile} "
           "pixels a side.",
         )
+        begun = None
 
   with (
     concurrent.futures.ThreadPoolExecutor(1, "read") as readers,
     concurrent.futures.ThreadPoolExecutor(1, "write") as writers,
   ):
     try:
-      for task, picture in _pictures(todo, options, readers):
+      pictures = _pictures(todo, options, readers)
+      for task, picture, started in _ahead(pictures, begun, network.batch):
         begin(task)
         try:
           picture = picture.result()
           for sentence in picture.notes:
             notice(task, sentence)
-          tiling = attempt(task, picture, tiling)
+          attempt(task, picture, started)
         except _DiskFullError:
           raise
         except Exception as error:  # whatever it is, the other files are not to blame
@@ -226,6 +247,31 @@ def _pictures(
     picture = ahead or readers.submit(_read, task, options)
     ahead = readers.submit(_read, tasks[i + 1], options) if i + 1 < len(tasks) else None
     yield task, picture
+
+
+class _Begun(NamedTuple):
+  """A picture whose first tiles the network has: how it is cut, and the strips that will come."""
+
+  tiling: stream.Tiling
+  strips: Iterator[np.ndarray]
+
+
+def _ahead(
+  pictures: Iterable[tuple[Task, concurrent.futures.Future]],
+  begin: Callable[[Task, concurrent.futures.Future], _Begun | None],
+  count: int,
+) -> Iterator[tuple[Task, concurrent.futures.Future, _Begun | None]]:
+  """Yields pictures one after the other, and begins up to `count` of them before the first ends.
+
+  With a count of 1 none is begun before its turn, and neither are pictures of more than one tile,
+  which fill batches by themselves, and of which several might not fit into memory.
+  """
+  begun: collections.deque = collections.deque()
+  for task, picture in pictures:
+    begun.append((task, picture, begin(task, picture) if count > 1 else None))
+    while begun and (len(begun) >= count or begun[-1][2] is None):
+      yield begun.popleft()
+  yield from begun
 
 
 class _DiskFullError(Exception):
@@ -289,6 +335,7 @@ def _upscale(
   task: Task,
   picture: Picture,
   job: stream.Job,
+  begun: Iterator[np.ndarray] | None,
   options: Options,
   writers: concurrent.futures.Executor,
   settle: Callable[[], None],
@@ -296,8 +343,9 @@ def _upscale(
 ) -> concurrent.futures.Future:
   """Computes a picture while it is written; returns what ends when it is.
 
-  `settle` is called before the first row is computed, so that no more than two files are open. The
-  task's name is appended to `written` once the file is whole.
+  Of a picture that was begun, `begun` are the strips. `settle` is called before the first row is
+  fetched, so that no more than two files are open. The task's name is appended to `written` once
+  the file is whole.
   """
   layout, notes = writing.fit(layout_of(picture, job), task.format)
   for sentence in notes + writing.lost(picture.metadata, task.format):
@@ -309,7 +357,7 @@ def _upscale(
   try:
     future = writers.submit(_write, task, layout, strips, picture, options.quality, written)
     for frame in picture.frames:
-      for strip in stream.upscale(frame, job, layout.channels, layout.dtype):
+      for strip in begun or stream.upscale(frame, job, layout.channels, layout.dtype):
         _put(strips, strip, future)
       _put(strips, None, future)
   except BaseException as error:

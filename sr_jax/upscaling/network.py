@@ -1,6 +1,7 @@
 """A network as a function of float tiles: what it needs, how far it looks, what it does."""
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -13,11 +14,13 @@ from sr_jax import UserError
 from sr_jax.images import resize
 from sr_jax.machine.memory import memory
 from sr_jax.networks.build import in_channels
+from sr_jax.upscaling import batches
 from sr_jax.upscaling import engines
 from sr_jax.upscaling import spread
 from sr_jax.upscaling import upscaler
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # BT.601, full range
+BATCH = 8  # tiles at once on an accelerator, of as many images; not measured on one
 _WIDEST = 2**15  # LR pixels up to which a network's reach is looked for
 
 
@@ -37,6 +40,8 @@ class Network(NamedTuple):
     run_plain: the same in float32, as the paper prints the network, for what `run` cannot do.
     any_shape: whether it takes any shape, so that nothing should be padded.
     pixel_bytes: of memory for each LR pixel, about.
+    batch: how many tiles `run` computes at once, where it gets as many before their results are
+      asked for.
   """
 
   scale: int
@@ -46,6 +51,7 @@ class Network(NamedTuple):
   run_plain: Callable[[np.ndarray, tuple[int, int]], Pending]
   any_shape: bool
   pixel_bytes: int
+  batch: int = 1
 
 
 def make_network(
@@ -54,6 +60,7 @@ def make_network(
   engine: engines.Forward | None = None,
   device: jax.Device | None = None,
   mesh: jax.sharding.Mesh | None = None,
+  batch: int = 1,
 ) -> Network:
   """Makes a network of a generator.
 
@@ -63,6 +70,8 @@ def make_network(
     engine: what `engines.open_engine` returned as `forward`, instead of JAX.
     device: to compute on; by default this process's first.
     mesh: of `spread.make_mesh`, to compute each image on all its devices.
+    batch: how many tiles one device is to compute at once, by JAX. A batch that is not full takes
+      as long as one that is.
 
   Raises:
     UserError: a model of other channels than images have, or one that cannot be spread.
@@ -87,24 +96,46 @@ def make_network(
       -(-n // (b * multiple)) * b * multiple for n, b in zip(shape, blocks, strict=True)
     )
     height, width = tile.shape[:2]
-    pads = [(0, shape[0] - height), (0, shape[1] - width), (0, 0)]
     forward = on_mesh or upscaler.make_float_forward(module, device, plain)
-    sr = forward(placed[0], np.pad(tile, pads, mode="edge")[None], height, width)
+    sr = forward(placed[0], _padded(tile, shape)[None], height, width)
     return lambda: np.asarray(sr)[0, : height * scale, : width * scale]
+
+  def several(tiles: Sequence[np.ndarray], shape: tuple[int, int]) -> Callable[[int], np.ndarray]:
+    if not placed:
+      placed.append(jax.device_put(variables, place))
+    lr = np.zeros((batch, *shape, channels), np.float32)
+    sizes = np.zeros((2, batch), np.int32)
+    for i, tile in enumerate(tiles):
+      lr[i], sizes[:, i] = _padded(tile, shape), tile.shape[:2]
+    sr = upscaler.make_float_forward(module, device)(placed[0], lr, *sizes)
+    fetched = functools.cache(lambda: np.asarray(sr))
+    return lambda i: fetched()[i, : sizes[0, i] * scale, : sizes[1, i] * scale]
 
   def by_engine(tile: np.ndarray, shape: tuple[int, int]) -> Pending:
     sr = engine(np.ascontiguousarray(tile.transpose(2, 0, 1)[None]))
     return lambda: sr[0].transpose(1, 2, 0)
 
+  run = functools.partial(by_jax, False)
+  if engine:
+    run = by_engine
+  elif batch > 1:
+    run = batches.in_batches(several, batch)
   return Network(
     scale=scale,
     channels=channels,
     multiple=multiple,
-    run=by_engine if engine else lambda tile, shape: by_jax(False, tile, shape),
+    run=run,
     run_plain=lambda tile, shape: by_jax(True, tile, shape),
     any_shape=engine is not None,
-    pixel_bytes=-(-_pixel_bytes(module, variables, channels) // (blocks[0] * blocks[1])),
+    pixel_bytes=-(-_pixel_bytes(module, variables, channels) * batch // (blocks[0] * blocks[1])),
+    batch=batch,
   )
+
+
+def _padded(tile: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+  """Repeats the border of a tile [h, w, c] up to a shape."""
+  pads = [(0, n - side) for n, side in zip(shape, tile.shape, strict=False)]
+  return np.pad(tile, [*pads, (0, 0)], mode="edge")
 
 
 def _pixel_bytes(module: nn.Module, variables: Mapping[str, Any], channels: int) -> int:
@@ -131,6 +162,12 @@ def _pixel_bytes(module: nn.Module, variables: Mapping[str, Any], channels: int)
     )
 
   return max(2 * (at(128) - at(64)) // (128**2 - 64**2), 1)
+
+
+def batch_for(images: int, device: jax.Device | None = None) -> int:
+  """Chooses how many tiles a device computes at once: one on a CPU, else up to `BATCH`."""
+  device = device or jax.local_devices()[0]
+  return 1 if device.platform == "cpu" else max(1, min(images, BATCH))
 
 
 def free_memory(device: jax.Device | None = None) -> int:

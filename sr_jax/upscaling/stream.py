@@ -5,6 +5,7 @@ is cut depends on the image alone. Programs have few shapes, and a tile is padde
 padding changes no result (`networks/masking.py`).
 """
 
+import collections
 import fractions
 import itertools
 import math
@@ -208,8 +209,9 @@ def upscale(frame: Frame, job: Job, channels: int, dtype: np.dtype) -> Iterator[
     channels: of the result: 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA; no fewer than the frame has.
     dtype: of the result.
 
-  Yields:
-    Strips of rows [n, W, channels] from the top down.
+  Returns:
+    Yields strips of rows [n, W, channels] from the top down. The first tiles are handed to the
+    network at once, before a strip is asked for.
 
   Raises:
     UserError: the image or the network's output is not finite.
@@ -226,14 +228,18 @@ def upscale(frame: Frame, job: Job, channels: int, dtype: np.dtype) -> Iterator[
     return sr.astype(dtype)
 
   scale = fractions.Fraction(job.outscale or job.network.scale)
-  top = 0
-  for strip in _colors(color, job, (low, high), finish, dtype):
-    out = np.empty((*strip.shape[:2], channels), dtype)
-    out[..., : 3 if channels > 2 else 1] = strip if strip.ndim == 3 else strip[..., None]
-    if channels in (2, 4):
-      out[..., -1] = _alpha_rows(alpha, scale, top, top + len(strip), white)
-    top += len(strip)
-    yield out
+
+  def with_alpha(strips: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    top = 0
+    for strip in strips:
+      out = np.empty((*strip.shape[:2], channels), dtype)
+      out[..., : 3 if channels > 2 else 1] = strip if strip.ndim == 3 else strip[..., None]
+      if channels in (2, 4):
+        out[..., -1] = _alpha_rows(alpha, scale, top, top + len(strip), white)
+      top += len(strip)
+      yield out
+
+  return with_alpha(_colors(color, job, (low, high), finish, dtype))
 
 
 def _seen(frame: Frame) -> tuple[np.ndarray, tuple[float, float]]:
@@ -290,7 +296,10 @@ def _tile_rows(
   finish: Callable[[np.ndarray], np.ndarray],
   dtype: np.dtype,
 ) -> Iterator[np.ndarray]:
-  """Yields what each row of tiles makes; `levels` are the values that the network sees as 0, 1."""
+  """Yields what each row of tiles makes; `levels` are the values that the network sees as 0, 1.
+
+  The first tiles are handed to the network before a row is asked for.
+  """
   scale, multiple = job.network.scale, job.network.multiple
   height, width = color.shape[:2]
   rows, columns = cut(*_even((height, width), multiple), job.tiling, multiple)
@@ -300,17 +309,21 @@ def _tile_rows(
   results = _results(
     (_tile(color, corner, size, levels) for corner in places), job, color.ndim == 2
   )
-  for done, (((y, first, last), (x, left, right)), sr) in enumerate(
-    zip(parts, results, strict=True), 1
-  ):
-    last, right = min(last, height), min(right, width)
-    if left == 0:
-      strip = np.empty(((last - first) * scale, width * scale, *color.shape[2:]), dtype)
-    sr = sr[(first - y) * scale : (last - y) * scale, (left - x) * scale : (right - x) * scale]
-    strip[:, left * scale : right * scale] = finish(sr)
-    job.progress(done, len(places))
-    if right == width:
-      yield strip
+
+  def joined() -> Iterator[np.ndarray]:
+    for done, (((y, first, last), (x, left, right)), sr) in enumerate(
+      zip(parts, results, strict=True), 1
+    ):
+      last, right = min(last, height), min(right, width)
+      if left == 0:
+        strip = np.empty(((last - first) * scale, width * scale, *color.shape[2:]), dtype)
+      sr = sr[(first - y) * scale : (last - y) * scale, (left - x) * scale : (right - x) * scale]
+      strip[:, left * scale : right * scale] = finish(sr)
+      job.progress(done, len(places))
+      if right == width:
+        yield strip
+
+  return joined()
 
 
 def _pieces(axis: Axis) -> list[tuple[int, int, int]]:
@@ -319,16 +332,25 @@ def _pieces(axis: Axis) -> list[tuple[int, int, int]]:
 
 
 def _results(tiles: Iterable[np.ndarray], job: Job, grey: bool) -> Iterator[np.ndarray]:
-  """Computes tiles; while one is fetched and used, the device computes the next one."""
+  """Computes tiles; while a batch is fetched and used, the device computes the next one.
+
+  Two batches are handed over at once, before a result is asked for.
+  """
   compute = make_tile_function(job.network, grey, job.ensemble)
-  waiting = None
-  for tile in tiles:
-    following = tile, compute(tile, _shape(tile.shape[:2], job), False)
-    if waiting:
-      yield _finite(compute, *waiting, job)
-    waiting = following
-  if waiting:
-    yield _finite(compute, *waiting, job)
+  tiles, started = iter(tiles), collections.deque()
+
+  def start() -> None:
+    for tile in itertools.islice(tiles, 2 * job.network.batch - len(started)):
+      started.append((tile, compute(tile, _shape(tile.shape[:2], job), False)))
+
+  def results() -> Iterator[np.ndarray]:
+    while started:
+      tile, pending = started.popleft()
+      yield _finite(compute, tile, pending, job)
+      start()
+
+  start()
+  return results()
 
 
 def _tile(

@@ -190,7 +190,8 @@ def make_float_forward(
     plain_form: whether to compute as the paper prints it, in float32, whatever would be faster.
 
   Returns:
-    (variables, float32 [1, H, W, c], height, width) -> float32 [1, H*s, W*s, out_channels].
+    (variables, float32 [N, H, W, c], height, width) -> float32 [N, H*s, W*s, out_channels]. Height
+    and width are numbers, or [N], and say how much of each image is not padding.
   """
   if plain_form:
     module = plain(module)
@@ -211,12 +212,16 @@ def plain(module: nn.Module) -> nn.Module:
 
 
 def _apply(
-  module: nn.Module, variables: Mapping[str, Any], lr: jax.Array, height: int, width: int
+  module: nn.Module,
+  variables: Mapping[str, Any],
+  lr: jax.Array,
+  height: int | jax.Array,
+  width: int | jax.Array,
 ) -> jax.Array:
   """Upscales images [N, H, W, c] of which only height and width are not padding."""
-  rows = jnp.arange(lr.shape[1]) < height
-  columns = jnp.arange(lr.shape[2]) < width
-  inside = (rows[:, None] & columns[None, :]).astype(jnp.float32)[None, :, :, None]
+  rows = jnp.arange(lr.shape[1])[None] < jnp.reshape(height, (-1, 1))
+  columns = jnp.arange(lr.shape[2])[None] < jnp.reshape(width, (-1, 1))
+  inside = (rows[:, :, None] & columns[:, None, :]).astype(jnp.float32)[..., None]
   with nn.intercept_methods(zero_outside(inside)):
     return module.apply(variables, lr, train=False)
 
