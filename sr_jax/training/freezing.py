@@ -1,8 +1,10 @@
 """Which of the generator's parameters a recipe freezes, by their paths.
 
-A path is made of the names that the parameters have in files: `conv_first`, `body/3/rdb1/conv1`. A
-pattern is the beginning of a path. Each part of it may have the wildcards of file names (`*`,
-`conv_up*`), or be a range of numbers, both ends of which count (`body/0-10`).
+A path is made of the names that BasicSR's files have, down to an array's, which is `kernel` or
+`bias`: `conv_first/bias`, `body/3/rdb1/conv1`; Compact's are conv_first, prelu_first,
+body/N/conv, body/N/prelu and conv_last. A pattern is the beginning of a path. Each part of it may
+have the wildcards of file names (`*`, `conv_up*`), or be a range of numbers, both ends of which
+count (`body/0-10`).
 """
 
 import difflib
@@ -87,13 +89,50 @@ def _matches(part: str, name: str) -> bool:
 
 
 def _refuse(pattern: str, patterns: Sequence[str], variables: Any) -> None:
-  params = variables["params"]
-  names = [name for name in params if name != "body"]
-  if "body" in params:
-    names.append(f"body/0-{jax.tree.leaves(params['body'])[0].shape[0] - 1}")
-  close = difflib.get_close_matches(pattern, names, n=1)
+  """Raises the error of a pattern that begins no path: with the names that stand in its place."""
+  paths = {
+    _in_file(path, i)
+    for path, leaf in flatten_dict(dict(variables["params"])).items()
+    for i in range(leaf.shape[0] if path[0] == "body" else 1)
+  }
+  parts, found = pattern.strip("/").replace(".", "/").split("/"), []
+  for part in parts:
+    fitting = {p for p in paths if len(p) > len(found) and _matches(part, p[len(found)])}
+    if not fitting:
+      break
+    found, paths = [*found, part], fitting
+  names = sorted({path[len(found)] for path in paths if len(path) > len(found)})
+  rest = parts[len(found) :]
+  close = _close(rest[0], names) if rest and names else ""
+  # The rest of the pattern may be right, or what stands before it be too much ('params').
+  tries = ([*found, close, *rest[1:]], [*found, close], parts[1:], found)
+  tries = ("/".join(filter(None, names)) for names in tries)
   others = tuple(p for p in patterns if p != pattern)
+  total = _count(("*",), variables)
+  spelt = next((s for s in tries if s and _count((s,), variables)
+                and _count((*others, s), variables) < total), "")  # fmt: skip
+  if not found:
+    told_names = f"the paths begin with {_listed(names)}"
+  else:
+    told_names = f"below {'/'.join(found)} there {f'are {_listed(names)}' if names else 'is none'}"
   raise UserError(
     f"{told('freeze', tuple(patterns))}: {pattern!r} must be the beginning of a parameter's path; "
-    f"the paths begin with {', '.join(names)}; try {setting('freeze', (*others, *close))}"
+    f"{told_names}; try {setting('freeze', (*others, *filter(None, (spelt,))))}"
   )
+
+
+def _close(part: str, names: Sequence[str]) -> str:
+  """The name that a misspelt part of a pattern may mean; '' if none does."""
+  if all(name.isdigit() for name in names):
+    numbers = sorted(min(int(n), max(map(int, names))) for n in re.findall(r"\d{1,6}", part)[:2])
+    return "-".join(map(str, dict.fromkeys(numbers)))
+  if part == "weight" and "kernel" in names:  # PyTorch's name of it
+    return "kernel"
+  return next(iter(difflib.get_close_matches(part, names, n=1)), "")
+
+
+def _listed(names: Sequence[str]) -> str:
+  """Names for people; those that are numbers as a range."""
+  numbers = sorted(int(name) for name in names if name.isdigit())
+  rest = [name for name in names if not name.isdigit()]
+  return ", ".join([*rest, *([f"{numbers[0]}-{numbers[-1]}"] if numbers else [])])

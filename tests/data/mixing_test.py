@@ -164,3 +164,11 @@ def test_settings_that_mix_nothing_or_too_much_are_refused(photographs, tmp_path
       main.read_config("esrgan_psnr:demo", flags)
     main.read_config("esrgan_psnr:demo", [*flags, remedy])
   assert recipe.make_mixing(main.read_config("esrgan:demo", []), None) is None
+
+
+def test_the_settings_of_a_recipe_reach_the_mixing(photographs, tmp_path):
+  given = {"seed": 7, "data.mixup": 0.3, "data.mixup_alpha": 0.9, "data.cutmix": 0.2}
+  config = main.read_config("esrgan_psnr:demo", settings(photographs, tmp_path, **given))
+  mesh = sharding.create_mesh(jax.devices()[:2])
+  expected = Mixing(7, 0.3, 0.9, 0.2, sharding.batch_sharded(mesh))
+  assert recipe.make_mixing(config, mesh) == expected

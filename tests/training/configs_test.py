@@ -17,13 +17,15 @@ from sr_jax import UserError
 from sr_jax import main
 from sr_jax.kernels import choose
 from sr_jax.machine import memory
+from sr_jax.machine import sharding
 from sr_jax.networks.build import DISCRIMINATORS, GENERATORS
 from sr_jax.runs.settings import flat
 from sr_jax.training import fields
 from sr_jax.training import losses
+from sr_jax.training import recipe as recipes
 from sr_jax.training import schedules
 from sr_jax.training.degradation import read_settings
-from sr_jax.training.terms import TERMS
+from sr_jax.training.terms import TERMS, Adversarial
 
 RECIPES = ("srresnet", "srgan", "esrgan_psnr", "esrgan")
 VARIANTS = ("", "basicsr", "demo")  # and residual, of ESRGAN's
@@ -216,6 +218,32 @@ def test_unknown_variants_and_fields_are_refused(recipe):
     load(recipe, "nosuch")
   with pytest.raises(AttributeError, match="Did you mean"):
     load(recipe).lock().data.batchsize = 3
+
+
+def test_what_is_set_reaches_the_step():
+  config = main.read_config("esrgan:demo", [
+    "--config.perceptual.weight=0", "--config.adversarial.scope=replica",
+    "--config.adversarial.discriminator_weight=0.25", "--config.discriminator.warmup_steps=3",
+    "--config.discriminator.steps_per_generator_step=2", "--config.discriminator.rest_above=2.5",
+    "--config.learning_rate.base=1e-3", "--config.learning_rate.warmup_steps=10",
+    "--config.data.channels=1", "--config.freeze=conv_hr",
+  ])  # fmt: skip
+  mesh = sharding.create_mesh(jax.devices()[:4])
+  arguments = recipes.step_arguments(config, recipes.build_networks(config, mesh), mesh, None)
+  assert arguments["adversarial"] == Adversarial(
+    losses.ADVERSARIAL["ragan"],
+    discriminator_weight=0.25,
+    warmup_steps=3,
+    steps_per_generator_step=2,
+    rest_above=2.5,
+    replicas=4,
+  )
+  np.testing.assert_allclose(arguments["learning_rate"](jnp.int32(1)), 2e-4, rtol=1e-6)
+  assert arguments["grey"] and arguments["mix"] is None
+  frozen = {
+    path for path, mask in flat(arguments["frozen"]["params"]).items() if np.asarray(mask).any()
+  }
+  assert frozen == {"conv_hr.kernel", "conv_hr.bias"}
 
 
 def test_overrides_reach_the_first_stage():

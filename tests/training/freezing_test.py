@@ -61,9 +61,27 @@ def test_it_is_told_how_much_is_frozen():
   [
     (
       ("conv_frist",),
-      r"'conv_frist' must be the beginning.*; try --config.freeze=\"\('conv_first',",
+      r"'conv_frist' must .*; the paths begin with bn_body, body, .*"
+      r"; try --config.freeze=\"\('conv_first',",
     ),
-    (("prelu_first", "body/12"), r"'body/12' must .*body/0-11; try .*\('prelu_first', 'body/0-11'"),
+    (
+      ("prelu_first", "body/12"),
+      r"'body/12' must .*; below body there are 0-11; try .*\('prelu_first', 'body/11'\)",
+    ),
+    (("body/5-2",), r"below body there are 0-11; try .*\('body/2-5',\)"),
+    (("body/99-104/bn1",), r"below body there are 0-11; try .*\('body/11/bn1',\)"),
+    (
+      ("body/0-3/conv3/bias",),
+      r"below body/0-3 there are bn1, bn2, conv1, conv2, prelu; try .*\('body/0-3/conv2/bias',\)",
+    ),
+    (("body/0/xyz",), r"below body/0 there are bn1.*; try .*\('body/0',\)"),
+    (("conv_first/bias/x",), r"below conv_first/bias there is none; try .*\('conv_first/bias',\)"),
+    # PyTorch's and Flax's spellings.
+    (("body.3.conv1.weight",), r"below body/3/conv1 there are bias, kernel; .*/3/conv1/kernel',\)"),
+    (("body.3.conv1",), r"try .*\('body/3/conv1',\)"),
+    (("params/conv_up1",), r"try .*\('conv_up1',\)"),
+    # A remedy that froze all would be refused in its turn.
+    (("[!p]*", "prelu_up*", "prelu_frist"), r"try .*\('\[!p\]\*', 'prelu_up\*'\)"),
     (("conv",), "'conv' must be"),  # the names of parts are whole
     (("*",), r"all of the generator's parameters.*try --config.freeze=\"\(\)\""),
   ],

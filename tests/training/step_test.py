@@ -7,6 +7,7 @@ import subprocess
 import sys
 import types
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,12 +22,13 @@ from sr_jax.networks import discriminators
 from sr_jax.networks.rrdbnet import RRDBNet, ResidualNet
 from sr_jax.networks.srresnet import SRResNet
 from sr_jax.networks import vgg
-from sr_jax.runs.state import create_train_state
+from sr_jax.runs.state import create_guard_state, create_train_state
 from sr_jax.training import losses
 from sr_jax.training import schedules
 from sr_jax.training.freezing import frozen_masks
+from sr_jax.training.guard import Guard
 from sr_jax.training.step import make_optimizer, make_train_step
-from sr_jax.training.terms import Adversarial, Perceptual, by_replica
+from sr_jax.training.terms import Adversarial, Perceptual, by_replica, make_losses
 
 LR_SHAPE, HR_SHAPE = (8, 8, 8, 3), (8, 32, 32, 3)
 ON_CPUS = choose([types.SimpleNamespace(platform="cpu")] * 8, "float32")
@@ -245,6 +247,24 @@ def test_terms_of_images_and_of_the_averaged_generator():
   np.testing.assert_allclose(metrics["loss_g"], total, rtol=1e-4)
 
 
+class Repeat(nn.Module):
+  """A generator without parameters."""
+
+  @nn.compact
+  def __call__(self, lr, *, train):
+    return lr.repeat(4, axis=1).repeat(4, axis=2)
+
+
+def test_dists_moves_sr_and_not_hr(monkeypatch):
+  """Its value is the same the other way round, but no gradient would flow."""
+  monkeypatch.setattr(losses, "dists_loss", lambda params, sr, hr, **how: params * (3 * sr - hr))
+  compute = make_losses(Repeat(), None, {"dists": 2.0}, losses.l1_loss, PERCEPTUAL, None)
+  batch = make_batch()
+  (value, _), _ = compute({}, None, {}, None, *batch.values(), 0.5, {})
+  sr = batch["lr"].repeat(4, axis=1).repeat(4, axis=2)
+  np.testing.assert_allclose(value, 3 * sr - batch["hr"], atol=1e-6)
+
+
 def test_weighted_terms_add_up():
   step = make_step(weights={**GAN_WEIGHTS, "tv": 0.1})
   _, (metrics,) = run(step, initial_state(True), [make_batch()])
@@ -390,6 +410,37 @@ def test_a_grey_generator_learns_the_luma_of_colour_images():
     np.testing.assert_allclose(value, states[0][1], rtol=1e-3)
     assert_close(params, states[0][0], 1e-3)
   assert_close(states[1][0], states[2][0], 1e-5)
+  # Dark colours of 16 bits: of 255 levels their luma would have two.
+  rng = np.random.default_rng(1)
+  deep = {key: rng.integers(0, 600, image.shape).astype(np.uint16) for key, image in batch.items()}
+  weights = np.array([0.299, 0.587, 0.114])
+  flat = {key: np.floor(image @ weights + 0.5)[..., None] for key, image in deep.items()}
+  _, (metrics,) = run(step, state, [deep])
+  sr = net.apply({"params": state.generator.params}, np.float32(flat["lr"] / 65535), train=True)
+  np.testing.assert_allclose(
+    metrics["loss/pixel"], np.abs(sr - flat["hr"] / 65535).mean(), rtol=1e-5
+  )
+
+
+def test_the_step_mixes_what_the_networks_see_at_the_place_of_the_data():
+  """LR and HR, after the luma; of examples that are ahead of the steps the place is theirs."""
+  net = ResidualNet(features=4, blocks=1, out_channels=1)
+  create = functools.partial(
+    create_train_state, 0, net, None, OPTIMIZER, None, (1, 8, 8, 1), (1, 32, 32, 1)
+  )
+  guard = create_guard_state().replace(data_offset=jnp.int32(4))
+  state = jax.device_get(jax.jit(create)()).replace(step=jnp.int32(2), guard=guard)
+
+  def mix(lr, hr, step):
+    return 0.1 * step * lr[::-1], 0.2 * step * hr[::-1] + 0.3
+
+  step = make_step(gan=False, generator=net, grey=True, mix=mix, guard=Guard())
+  batch = make_batch()
+  _, (metrics,) = run(step, state, [batch], vgg_params=None)
+  luma = (batch[key] @ np.float32([0.299, 0.587, 0.114]) for key in ("lr", "hr"))
+  lr, hr = mix(*(np.round(255 * y)[..., None] / 255 for y in luma), 6)
+  sr = net.apply({"params": state.generator.params}, lr, train=True)
+  np.testing.assert_allclose(metrics["loss/pixel"], np.abs(sr - hr).mean(), rtol=1e-4)
 
 
 def test_accumulation_without_batch_statistics_is_the_whole_batch():
