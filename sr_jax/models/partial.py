@@ -1,7 +1,8 @@
 """Starts a network from a model of another scale, width or depth: what fits is taken.
 
 An array fits if the network has one of the same name and shape. Names are those of files, so the
-blocks of a body are looked at one by one: a network of 6 blocks takes the first 6 of 23.
+blocks of a body are looked at one by one: a network of 6 blocks takes the first 6 of 23. Compact's
+layers, which files number, have the names that they have here: of another depth conv_last fits too.
 """
 
 from collections.abc import Mapping

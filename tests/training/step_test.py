@@ -389,12 +389,18 @@ def test_the_discriminator_is_left_alone_where_its_margin_is_larger():
   assert sorted(rested) == [0.0, 1.0]
 
 
-def test_a_grey_generator_learns_the_luma_of_colour_images():
+@functools.cache
+def grey_state():
+  """A small grey generator and its state."""
   net = ResidualNet(features=4, blocks=1, out_channels=1)
   create = functools.partial(
     create_train_state, 0, net, None, OPTIMIZER, None, (1, 8, 8, 1), (1, 32, 32, 1)
   )
-  state, batch = jax.device_get(jax.jit(create)()), make_batch()
+  return net, jax.device_get(jax.jit(create)())
+
+
+def test_a_grey_generator_learns_the_luma_of_colour_images():
+  (net, state), batch = grey_state(), make_batch()
   colour = {key: np.round(image * 255).astype(np.uint8) for key, image in batch.items()}
   # What a file of the grey image would hold, by Pillow, whose fixed point has 16 bits.
   luma = {
@@ -410,37 +416,27 @@ def test_a_grey_generator_learns_the_luma_of_colour_images():
     np.testing.assert_allclose(value, states[0][1], rtol=1e-3)
     assert_close(params, states[0][0], 1e-3)
   assert_close(states[1][0], states[2][0], 1e-5)
-  # Dark colours of 16 bits: of 255 levels their luma would have two.
-  rng = np.random.default_rng(1)
-  deep = {key: rng.integers(0, 600, image.shape).astype(np.uint16) for key, image in batch.items()}
-  weights = np.array([0.299, 0.587, 0.114])
-  flat = {key: np.floor(image @ weights + 0.5)[..., None] for key, image in deep.items()}
-  _, (metrics,) = run(step, state, [deep])
-  sr = net.apply({"params": state.generator.params}, np.float32(flat["lr"] / 65535), train=True)
-  np.testing.assert_allclose(
-    metrics["loss/pixel"], np.abs(sr - flat["hr"] / 65535).mean(), rtol=1e-5
-  )
 
 
-def test_the_step_mixes_what_the_networks_see_at_the_place_of_the_data():
-  """LR and HR, after the luma; of examples that are ahead of the steps the place is theirs."""
-  net = ResidualNet(features=4, blocks=1, out_channels=1)
-  create = functools.partial(
-    create_train_state, 0, net, None, OPTIMIZER, None, (1, 8, 8, 1), (1, 32, 32, 1)
-  )
+def test_the_step_mixes_the_luma_of_16_bits_at_the_place_of_the_data():
+  """LR and HR; of examples that are ahead of the steps the place is theirs."""
+  (net, state), rng = grey_state(), np.random.default_rng(1)
   guard = create_guard_state().replace(data_offset=jnp.int32(4))
-  state = jax.device_get(jax.jit(create)()).replace(step=jnp.int32(2), guard=guard)
+  # So dark that luma of 8 bits would have three levels.
+  batch = {
+    key: rng.integers(0, 600, image.shape).astype(np.uint16) for key, image in make_batch().items()
+  }
 
   def mix(lr, hr, step):
-    return 0.1 * step * lr[::-1], 0.2 * step * hr[::-1] + 0.3
+    return 0.1 * step * lr[::-1], 0.2 * step * hr[::-1] + 0.003
 
   step = make_step(gan=False, generator=net, grey=True, mix=mix, guard=Guard())
-  batch = make_batch()
-  _, (metrics,) = run(step, state, [batch], vgg_params=None)
-  luma = (batch[key] @ np.float32([0.299, 0.587, 0.114]) for key in ("lr", "hr"))
-  lr, hr = mix(*(np.round(255 * y)[..., None] / 255 for y in luma), 6)
-  sr = net.apply({"params": state.generator.params}, lr, train=True)
-  np.testing.assert_allclose(metrics["loss/pixel"], np.abs(sr - hr).mean(), rtol=1e-4)
+  _, (metrics,) = run(step, state.replace(step=jnp.int32(2), guard=guard), [batch], vgg_params=None)
+  weights = np.array([0.299, 0.587, 0.114])
+  luma = (np.floor(batch[key] @ weights + 0.5)[..., None] / 65535 for key in ("lr", "hr"))
+  lr, hr = mix(*luma, 6)
+  sr = net.apply({"params": state.generator.params}, np.float32(lr), train=True)
+  np.testing.assert_allclose(metrics["loss/pixel"], np.abs(sr - hr).mean(), rtol=1e-5)
 
 
 def test_accumulation_without_batch_statistics_is_the_whole_batch():
