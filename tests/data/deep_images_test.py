@@ -1,5 +1,6 @@
 """Images of 16 bits: their bits reach the network, and images of 8 bits are treated as ever."""
 
+import hashlib
 import json
 import logging
 import math
@@ -95,6 +96,13 @@ def pack_of(folder: pathlib.Path, cache: pathlib.Path, **options):
   return packing.build_pack(source, 4, str(cache), **options)
 
 
+def named_by_version_3(folder: pathlib.Path) -> str:
+  """What a pack of the folder was called when all packs had 8 bits."""
+  source = sources.open_source(str(folder), keep_grey=True)
+  made = [3, 4, "uint8_mirror_round_between", source.fingerprint]
+  return hashlib.sha256(json.dumps(made).encode()).hexdigest()[:20]
+
+
 def test_files_of_16_bits_are_read_with_them_or_rounded(folder):
   for name, image in (
     ("0.png", deep(0, 41, 50)),
@@ -148,6 +156,7 @@ def test_one_image_of_16_bits_makes_a_pack_of_16(folder, tmp_path, caplog):
   np.testing.assert_array_equal(hr_image(pack, 2), small * 257)  # the same part of white
   np.testing.assert_array_equal(lr_image(pack, 2), bicubic(small * 257, 4))
   (place,) = (tmp_path / "cache").iterdir()
+  assert place.name != named_by_version_3(folder)  # or the old pack would be opened
   index = read_index(place)
   assert index["format"] == 4 and all(entry["bits"] == 16 for entry in index["images"])
   cost = decoding_cost(sources.open_source(str(folder)), 4)
@@ -173,6 +182,7 @@ def test_a_folder_of_8_bits_is_packed_as_ever(folder, tmp_path):
   assert '"bits"' not in text and json.loads(text)["format"] == 3
   assert pack_of(folder, tmp_path / "cache", bits=8).digest == pack.digest
   assert len(list((tmp_path / "cache").iterdir())) == 1  # the very same
+  assert place.name == named_by_version_3(folder)
 
 
 def test_pairs_of_which_one_has_16_bits(tmp_path):
@@ -222,6 +232,8 @@ def test_scores_are_of_8_bits_whatever_the_source(folder, tmp_path):
   test_set = list(open_test_set(str(folder), 4).images)
   pack = pack_of(folder, tmp_path / "cache", bits=8)
   assert pack.hr.dtype == np.uint8
+  (place,) = (tmp_path / "cache").iterdir()
+  assert place.name != named_by_version_3(folder)  # whose colours were not rounded
   for i, image in enumerate(test_set):
     packed = packed_image(pack, i)
     for ours, theirs in ((packed.hr, image.hr), (packed.lr, image.lr)):
