@@ -185,14 +185,20 @@ def test_a_folder_of_8_bits_is_packed_as_ever(folder, tmp_path):
   assert place.name == named_by_version_3(folder)
 
 
-def test_pairs_of_which_one_has_16_bits(tmp_path):
-  write_png(tmp_path / "HR/a.png", deep(0, 40, 48))
-  lr = (deep(1, 10, 12) >> 5).clip(0, 255).astype(np.uint8)
-  write_image(tmp_path / "LR/a.png", lr)
+@pytest.mark.parametrize("deep_key", ["HR", "LR"])
+def test_pairs_of_which_one_has_16_bits(tmp_path, deep_key):
+  pair = {"HR": deep(0, 40, 48), "LR": deep(1, 10, 12)}
+  for key, image in pair.items():
+    if key == deep_key:
+      write_png(tmp_path / key / "a.png", image)
+    else:
+      small = (image >> 5).clip(0, 255).astype(np.uint8)
+      write_image(tmp_path / key / "a.png", small)
+      pair[key] = small.astype(np.uint16) * 257
   source = sources.open_source(str(tmp_path / "HR"), str(tmp_path / "LR"))
   pack = packing.build_pack(source, 4, str(tmp_path / "cache"))
-  np.testing.assert_array_equal(hr_image(pack, 0), deep(0, 40, 48))
-  np.testing.assert_array_equal(lr_image(pack, 0), lr.astype(np.uint16) * 257)
+  np.testing.assert_array_equal(hr_image(pack, 0), pair["HR"])
+  np.testing.assert_array_equal(lr_image(pack, 0), pair["LR"])
 
 
 def test_a_prepared_pack_its_sub_images_and_copies(folder, tmp_path):
