@@ -418,6 +418,7 @@ def test_a_grey_generator_learns_the_luma_of_colour_images():
   assert_close(states[1][0], states[2][0], 1e-5)
 
 
+@pytest.mark.slow  # a program more is compiled; deep_images_test and mixing_test have the parts
 def test_the_step_mixes_the_luma_of_16_bits_at_the_place_of_the_data():
   """LR and HR; of examples that are ahead of the steps the place is theirs."""
   (net, state), rng = grey_state(), np.random.default_rng(1)
