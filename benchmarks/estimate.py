@@ -3,6 +3,7 @@
   python -m benchmarks.estimate --chip v5e --what gan --batch_size 16
   python -m benchmarks.estimate --chip v6e --what forward --size 128 --batch_size 1 --against HEAD~3
   python -m benchmarks.estimate --what dense      the dense blocks' gradients, which compile soonest
+  python -m benchmarks.estimate --what critics    the GAN step without its generator and updates
 
 The compiler writes `estimated_cycles` into its programs. They are summed over loops as often as
 these run, and of a conditional's branches the dearest counts. **Nothing is measured.** What is
@@ -31,6 +32,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,6 +49,8 @@ from sr_jax.kernels import direct
 from sr_jax.kernels import leaky_relu
 from sr_jax.kernels.dense_block import DenseBlock
 from sr_jax.machine import sharding
+from sr_jax.training import losses
+from sr_jax.training.terms import make_losses
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -101,16 +105,21 @@ class Item(NamedTuple):
 
 def find_chip(chip: str) -> Any:
   """Returns the device of a single chip, which exists for the compiler only."""
-  # The compiler is asked for by name. As a backend it would look for a chip, and for a cloud.
+  use_compiler()
+  return topologies.get_topology_desc(
+    platform="tpu", topology_name=CHIPS[chip].topology, chips_per_host_bounds=(1, 1, 1)
+  ).devices[0]
+
+
+def use_compiler() -> None:
+  """Sets what TPU's compiler needs to know before it is asked for the first time."""
+  # It is asked for by name. As a backend it would look for a chip, and for a cloud.
   jax.config.update("jax_platforms", "cpu")
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
   os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip is taken that others may need
   library = pathlib.Path(sys.prefix, "tpu", "libtpu", "libtpu.so")
   if library.is_file():  # where `make test-developer` puts it
     os.environ.setdefault("TPU_LIBRARY_PATH", str(library))
-  return topologies.get_topology_desc(
-    platform="tpu", topology_name=CHIPS[chip].topology, chips_per_host_bounds=(1, 1, 1)
-  ).devices[0]
 
 
 def read_items(program: str) -> tuple[list[Item], int]:
@@ -313,13 +322,56 @@ def gradients_of_dense_blocks(
   return jax.grad(loss, (0, 1, 2))
 
 
+class _Given(nn.Module):
+  """In the generator's place: the SR images are its parameter, whose gradient is G's gradient."""
+
+  shape: tuple[int, ...]
+
+  @nn.compact
+  def __call__(self, lr: jax.Array, *, train: bool) -> jax.Array:
+    return self.param("sr", nn.initializers.zeros, self.shape)
+
+
+def gradients_of_critics(
+  shape: tuple[int, ...], networks: Mapping[str, Any], dtype: str, mesh: jax.sharding.Mesh
+) -> tuple[Any, Callable[..., Any]]:
+  """Makes what VGG and the discriminator do in a GAN step, all but the discriminator's update.
+
+  Args:
+    shape: of the SR images.
+    networks: as in `train.py`.
+    dtype: of the convolutions.
+    mesh: of one device.
+
+  Returns:
+    The discriminator's parameters as shapes, and (SR, its parameters, HR, VGG's parameters) ->
+    gradients of G's loss to the SR images and of D's to its parameters.
+  """
+  discriminator, critics = jax_esrgan.make_critics(networks, dtype, mesh)
+  compute_losses = make_losses(
+    _Given(shape), discriminator, jax_esrgan.RECIPES["gan"]["weights"], losses.l1_loss, **critics
+  )
+  initialise = functools.partial(discriminator.init, train=True)
+  variables = jax.eval_shape(initialise, jax.random.key(0), jax.ShapeDtypeStruct(shape, "float32"))
+
+  def gradients(sr, params_d, stats_d, hr, vgg_params):
+    def both(params_g, params_d):
+      return compute_losses(params_g, params_d, {}, stats_d, hr, hr, vgg_params, None)
+
+    _, back, _ = jax.vjp(both, {"sr": sr}, params_d, has_aux=True)
+    one, zero = jnp.ones(()), jnp.zeros(())
+    return back((one, zero))[0], back((zero, one))[1]
+
+  return variables, gradients
+
+
 def compile_case(case: Mapping[str, Any]) -> tuple[Any, int]:
   """Compiles a network or a step for one chip.
 
   Args:
     case: 'chip', 'what', 'batch_size', 'size' of LR images, 'dtype', 'networks' as in `train.py`,
       'generator' with more fields of RRDBNet, 'options' of the compiler. 'what' is 'forward', a
-      step's 'psnr' or 'gan', or 'dense', which has networks' dense blocks alone.
+      step's 'psnr' or 'gan', or a part: 'dense', the dense blocks alone, or 'critics'.
 
   Returns:
     The compiled program, and its useful arithmetic.
@@ -347,11 +399,9 @@ def compile_case(case: Mapping[str, Any]) -> tuple[Any, int]:
     operations = n * flops.infer_flops(side, side, networks["generator"])
     return compile_for(forward, (params, lr), device, case["options"]), operations
   hr = flops.SCALE * side
-  create_state, step = jax_esrgan.make_train(
-    case["what"], networks, how=case["generator"], dtype=case["dtype"], hr_patch=hr, mesh=mesh
-  )
+  parts = flops.train_flops("psnr" if case["what"] == "psnr" else "gan", hr, **networks)
   vgg_params = None
-  if case["what"] == "gan":
+  if case["what"] != "psnr":
     vgg_params = jax.eval_shape(
       lambda: jax_esrgan.vgg.init_vgg(jax.random.key(0), 19, networks["vgg"])
     )
@@ -359,9 +409,18 @@ def compile_case(case: Mapping[str, Any]) -> tuple[Any, int]:
       lambda x: jax.ShapeDtypeStruct(np.shape(x), jnp.float32),
       dict(jax_esrgan.vgg.INPUT["torchvision"]),
     )
+  if case["what"] == "critics":
+    images = jax.ShapeDtypeStruct((n, hr, hr, 3), jnp.float32)
+    variables, function = gradients_of_critics(images.shape, networks, case["dtype"], mesh)
+    arguments = images, variables["params"], variables["batch_stats"], images, vgg_params
+    operations = n * (sum(parts.values()) - parts["generator"])
+    return compile_for(function, arguments, device, case["options"]), operations
+  create_state, step = jax_esrgan.make_train(
+    case["what"], networks, how=case["generator"], dtype=case["dtype"], hr_patch=hr, mesh=mesh
+  )
   batch = jax.eval_shape(lambda: jax_esrgan.make_batch(n, hr))
   lowered = step.lower(jax.eval_shape(create_state), batch, vgg_params)
-  operations = n * sum(flops.train_flops(case["what"], hr, **networks).values())
+  operations = n * sum(parts.values())
   return lowered.compile(compiler_options=dict(case["options"])), operations
 
 
@@ -441,7 +500,9 @@ def main(argv: Sequence[str]) -> None:
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   parser.add_argument("--chip", choices=CHIPS, default="v5e")
-  parser.add_argument("--what", choices=("forward", "dense", "psnr", "gan"), default="gan")
+  parser.add_argument(
+    "--what", choices=("forward", "dense", "critics", "psnr", "gan"), default="gan"
+  )
   parser.add_argument("--batch_size", type=int, default=16, help="images of the chip")
   parser.add_argument("--size", type=int, default=32, help="side of the LR images")
   parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")

@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks import flops
 from benchmarks import side_by_side
-from sr_jax.kernels.choose import PLAIN, choose
+from sr_jax.kernels.choose import choose
 from sr_jax.machine import sharding
 from sr_jax.networks.build import build_generator, check_dtype
 from sr_jax.networks import discriminators
@@ -54,6 +54,21 @@ def make_generator(
   return generator.clone(kernels=choose(mesh.devices, dtype, generator))
 
 
+def make_critics(
+  networks: dict[str, Any], dtype: str, mesh: jax.sharding.Mesh
+) -> tuple[discriminators.VGGDiscriminator, dict[str, Perceptual | Adversarial]]:
+  """Builds the GAN recipe's discriminator, and its terms for `make_train_step` or `make_losses`."""
+  kernels = choose(mesh.devices, dtype)
+  discriminator = discriminators.VGGDiscriminator(
+    features=networks["discriminator"], dtype=check_dtype(dtype), kernels=kernels
+  )
+  layer = {"conv5_4": 1.0}
+  return discriminator, {
+    "perceptual": Perceptual(layer, layer, losses.l1_loss, jnp.dtype(dtype), kernels),
+    "adversarial": Adversarial(losses.ADVERSARIAL["ragan_detached"], discriminator_weight=0.5),
+  }
+
+
 def make_train(
   what: str,
   networks: dict[str, Any],
@@ -75,12 +90,7 @@ def make_train(
   """
   recipe, gan = RECIPES[what], what == "gan"
   generator = make_generator(networks, how, dtype, mesh)
-  kernels, discriminator = PLAIN, None
-  if gan:
-    kernels = choose(mesh.devices, dtype)
-    discriminator = discriminators.VGGDiscriminator(
-      features=networks["discriminator"], dtype=check_dtype(dtype), kernels=kernels
-    )
+  discriminator, terms = make_critics(networks, dtype, mesh) if gan else (None, {})
   optimizer = make_optimizer(b1=0.9, b2=0.99)
 
   def create_state(*variables: Any) -> TrainState:
@@ -96,14 +106,7 @@ def make_train(
     discriminator,
     weights=recipe["weights"],
     pixel_loss=losses.l1_loss,
-    perceptual=(
-      Perceptual({"conv5_4": 1.0}, {"conv5_4": 1.0}, losses.l1_loss, jnp.dtype(dtype), kernels)
-      if gan
-      else None
-    ),
-    adversarial=(
-      Adversarial(losses.ADVERSARIAL["ragan_detached"], discriminator_weight=0.5) if gan else None
-    ),
+    **terms,
     optimizer_g=optimizer,
     optimizer_d=optimizer if gan else None,
     learning_rate=schedules.make_schedule(**recipe["learning_rate"]),

@@ -4,12 +4,14 @@
   python -m benchmarks.pod --topology h100 --config configs/esrgan.py:basicsr --crops 64
 
 It prints what a chip holds and computes in a step, how long the compiler took, and every message
-between the chips. All of this comes from the compiled program; no step is timed.
+between the chips. All of this comes from the compiled program; no step is timed. For a TPU there is
+the compiler's estimate of a chip's work, which `estimate.py` explains; messages have none.
 
-For a TPU it needs the package libtpu of jax's version (Linux x86_64): installed, or elsewhere with
-its library named by TPU_LIBRARY_PATH. For H100s, 'h100' or 'h100:COUNT' of one host, it needs the
-packages jax-cuda12-plugin and jax-cuda12-pjrt of jax's version and nvidia-cuda-nvcc-cu12. It needs
-none of CUDA's libraries, because kernels are not chosen by trying them, as they are on a GPU.
+For a TPU it needs the package libtpu of jax's version (Linux x86_64): installed, where `make
+test-developer` puts it, or elsewhere with its library named by TPU_LIBRARY_PATH. For H100s, 'h100'
+or 'h100:COUNT' of one host, it needs the packages jax-cuda12-plugin and jax-cuda12-pjrt of jax's
+version and nvidia-cuda-nvcc-cu12. It needs none of CUDA's libraries, because kernels are not chosen
+by trying them, as they are on a GPU.
 """
 
 import argparse
@@ -28,6 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import topologies
 
+from benchmarks import estimate
 from benchmarks import side_by_side
 from sr_jax import cli
 from sr_jax.formats import vgg_weights
@@ -170,13 +173,9 @@ def find_devices(topology: str) -> list[Any]:
   Raises:
     ImportError: a package is missing; the error says what to install.
   """
-  # The compiler is asked for by name. As a backend it would look for a chip, and for a cloud.
-  jax.config.update("jax_platforms", "cpu")
+  estimate.use_compiler()
   chip, _, count = topology.partition(":")
   if chip != "h100":
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    # No chip is taken that others may need.
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
   try:
     nvcc = importlib.import_module("nvidia.cuda_nvcc")
@@ -207,6 +206,8 @@ def describe(config: Any, topology: str, crops: int) -> dict[str, Any]:
   gradients = jax.tree.leaves(nets)
   held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
   on_a_gpu = stage.mesh.devices.flat[0].platform == "gpu"
+  chip = topology.partition(":")[0]
+  estimated = estimate.sum_up(program, chip) if chip in estimate.CHIPS else {}
   return {
     "topology": topology,
     "chips": stage.mesh.size,
@@ -218,6 +219,9 @@ def describe(config: Any, topology: str, crops: int) -> dict[str, Any]:
     "temporary_bytes": memory.temp_size_in_bytes,
     "program_bytes": memory.generated_code_size_in_bytes,
     "kernels": count_kernels(program, blocks) if on_a_gpu else None,
+    "estimated_ms": estimated.get("estimated_ms"),
+    "bytes_without_estimate": estimated.get("bytes_without_estimate"),
+    "dearest": estimated.get("dearest"),
     "gradient_bytes": sum(4 * int(np.prod(leaf.shape)) for leaf in gradients),
     "sent_bytes": sum(message.bytes for message in messages),
     "messages": sum(message.times for message in messages),

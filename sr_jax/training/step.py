@@ -32,7 +32,7 @@ from sr_jax.runs.state import NetState, TrainState
 from sr_jax.training import guard as guards
 from sr_jax.training import losses
 from sr_jax.training import schedules
-from sr_jax.training.terms import Adversarial, Perceptual, make_losses
+from sr_jax.training.terms import Adversarial, Losses, Perceptual, make_losses
 
 Metrics = dict[str, jax.Array]
 TrainStep = Callable[
@@ -135,6 +135,8 @@ def make_train_step(
   compute_losses = make_losses(
     generator, discriminator, weights, pixel_loss, perceptual, adversarial, sharpened
   )
+  if discriminator is not None and mesh.size > 1:
+    compute_losses = with_kernels_rounded_once(compute_losses, jnp.dtype(discriminator.dtype))
   # Where there is a discriminator, its convolutions decide how micro-batches are looped over.
   kernels = (generator if discriminator is None else discriminator).kernels
   gradients_of = functools.partial(_accumulate, compute_losses, slow_loops=kernels.slow_loops)
@@ -195,6 +197,29 @@ def make_train_step(
     out_shardings=(rep, rep),
     compiler_options=dict(generator.kernels.compiler_options),
   )
+
+
+def with_kernels_rounded_once(compute_losses: Losses, dtype: jnp.dtype) -> Losses:
+  """Rounds the discriminator's kernels to `dtype` before both of its batches, and not in each.
+
+  The numbers are the same, but the gradients of the two batches are then added before the devices
+  send them and not after, when they are float32 again: half as much to send (docs/scaling.md). On
+  one device nothing is sent, and the sum stays in float32. What spectral norm divides by is
+  computed from the kernels as they are.
+  """
+
+  def losses_of_rounded(params_g, params_d, stats_g, stats_d, *rest):
+    def rounded(layer: str, name: str, leaf: jax.Array) -> jax.Array:
+      is_plain = name == "kernel" and f"{layer}_norm" not in stats_d
+      return leaf.astype(dtype) if is_plain else leaf
+
+    params_d = {
+      layer: {name: rounded(layer, name, leaf) for name, leaf in leaves.items()}
+      for layer, leaves in params_d.items()
+    }
+    return compute_losses(params_g, params_d, stats_g, stats_d, *rest)
+
+  return losses_of_rounded
 
 
 def _gradients(compute_losses, params_g, params_d, stats_g, stats_d, lr, hr, *fixed):

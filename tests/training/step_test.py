@@ -27,7 +27,11 @@ from sr_jax.training import losses
 from sr_jax.training import schedules
 from sr_jax.training.freezing import frozen_masks
 from sr_jax.training.guard import Guard
-from sr_jax.training.step import make_optimizer, make_train_step
+from sr_jax.training.step import (
+  make_optimizer,
+  make_train_step,
+  with_kernels_rounded_once,
+)
 from sr_jax.training.terms import Adversarial, Perceptual, by_replica, make_losses
 
 LR_SHAPE, HR_SHAPE = (8, 8, 8, 3), (8, 32, 32, 3)
@@ -578,6 +582,27 @@ def test_bfloat16_computes_and_float32_remembers():
   _, (exact,) = run(default_step(False), initial_state(False), [make_batch()], vgg_params=None)
   np.testing.assert_allclose(metrics["loss_g"], exact["loss_g"], rtol=2e-2)
   assert metrics["loss_g"] != exact["loss_g"]
+
+
+@pytest.mark.parametrize("spectral", [False, True])
+def test_kernels_are_rounded_once_for_both_batches(spectral):
+  """All but those that spectral norm divides; communication_test sees what it is good for."""
+  network = (discriminators.UNetDiscriminator if spectral else discriminators.VGGDiscriminator)(4)
+  image = jax.ShapeDtypeStruct((1, *HR_SHAPE[1:]), jnp.float32)
+  initialise = functools.partial(network.init, train=True)
+  shapes = jax.eval_shape(initialise, jax.random.key(0), image)
+  variables = jax.tree.map(lambda x: np.full(x.shape, 1 / 3, np.float32), shapes)
+  seen = with_kernels_rounded_once(lambda params_g, params_d, *_: params_d, jnp.bfloat16)
+  params = seen({}, variables["params"], {}, variables["batch_stats"], None, None)
+  assert jax.tree.structure(params) == jax.tree.structure(variables["params"])
+  kernels = {
+    layer: leaves["kernel"].dtype.name for layer, leaves in params.items() if "kernel" in leaves
+  }
+  plain = {"conv0", "conv9"} if spectral else set(kernels)
+  assert kernels == {name: "bfloat16" if name in plain else "float32" for name in kernels}
+  others = [leaf for leaves in params.values() for name, leaf in leaves.items() if name != "kernel"]
+  assert {leaf.dtype.name for leaf in others} == {"float32"}
+  assert float(params[min(plain)]["kernel"].ravel()[0]) == float(jnp.bfloat16(1 / 3))
 
 
 def test_errors():
