@@ -7,10 +7,14 @@ import re
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from benchmarks import estimate
 from sr_jax import UserError
+from sr_jax.machine import sharding
+from sr_jax.networks import vgg
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 # Where `make test-developer` puts TPU's compiler.
@@ -129,6 +133,20 @@ def test_what_pays_by_the_count(convolutions, total, memory, pays):
   # A program that needed no memory before cannot need less.
   small = estimate.verdict(figures(100, 100, 0), figures(convolutions, total, 0))
   assert small["pays"] is (convolutions < 100 and total <= 100)
+
+
+def test_the_critics_are_the_gan_step_without_its_generator():
+  """Gradients of the SR images and of the discriminator's parameters."""
+  networks = {"discriminator": 4, "vgg": 1 / 16}
+  shape = (2, 32, 32, 3)
+  mesh = sharding.create_mesh([jax.devices()[0]])
+  variables, gradients = estimate.gradients_of_critics(shape, networks, "float32", mesh)
+  image = jax.ShapeDtypeStruct(shape, "float32")
+  vgg_params = jax.eval_shape(lambda: vgg.init_vgg(jax.random.key(0), 19, networks["vgg"]))
+  params, stats = variables["params"], variables["batch_stats"]
+  of_sr, of_params = jax.eval_shape(gradients, image, params, stats, image, vgg_params)
+  assert of_sr["sr"].shape == shape
+  assert jax.tree.map(jnp.shape, of_params) == jax.tree.map(jnp.shape, params)
 
 
 def test_an_unknown_revision_is_refused():
