@@ -225,7 +225,9 @@ def test_looped_unrolled_and_rematerialised_bodies_are_the_same(name, blocks, va
         assert_close({"": a}, {"": b}, tolerance=1e-5)
 
 
-@pytest.mark.parametrize("algorithm", ["by_source", "winograd"])
+@pytest.mark.parametrize(
+  "algorithm", ["by_source", pytest.param("winograd", marks=pytest.mark.slow)]
+)
 def test_dense_blocks_in_a_fast_form_are_the_same_network(algorithm):
   """Same parameters, same output and gradients, in float32 and within bfloat16's.
 

@@ -135,6 +135,7 @@ def photographs(folder: pathlib.Path, count: int, side: int = 160) -> pathlib.Pa
 # ---- healthy
 
 
+@pytest.mark.slow  # starts all that it checks
 def test_a_sound_machine_has_no_faults(tmp_path):
   photos = photographs(tmp_path / "photos", 3)
   report = program(

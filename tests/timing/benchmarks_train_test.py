@@ -114,6 +114,7 @@ def test_engines_to_time_beside_are_known_ones():
     infer.main(["--quick", "--engines", "tensorrt"])
 
 
+@pytest.mark.slow  # architecture_test has the imports
 def test_it_imports_where_tensorflow_and_the_recipes_packages_are_not():
   code = """
 import sys
@@ -201,7 +202,8 @@ def test_flops_are_those_that_pytorch_counts():
     assert count(step) == ours + extra
 
 
-@pytest.mark.parametrize("what", ["psnr", pytest.param("gan", marks=pytest.mark.slow)])
+@pytest.mark.slow  # those that PyTorch counts are compared too
+@pytest.mark.parametrize("what", ["psnr", "gan"])
 def test_flops_are_those_that_xla_counts(what):
   """Of the compiled program, which has activations, BatchNorm and Adam beside."""
   networks = {

@@ -133,6 +133,7 @@ def degraded_run(photographs, **overrides):
   }).psnr  # fmt: skip
 
 
+@pytest.mark.slow  # the batch is a function of seed and step, which the tests above have
 def test_killed_and_resumed_with_degradations(photographs, tmp_path, monkeypatch):
   config = degraded_run(photographs)
   train_and_evaluate(config, tmp_path / "whole")

@@ -378,6 +378,7 @@ def test_scores_of_two_processes_are_one_process_to_the_last_digit(
   assert {"eval/psnr_y", "eval/ssim_y", "eval/psnr_rgb", "eval/ssim_rgb"} <= set(written["two"][-1])
 
 
+@pytest.mark.slow  # waits for heartbeats
 def test_a_process_that_dies_ends_the_other_which_names_it(photographs, whole_run, tmp_path):
   whole, _ = whole_run
   run = tmp_path / "run"

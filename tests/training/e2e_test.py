@@ -416,6 +416,7 @@ def test_a_damaged_checkpoint_costs_two_steps_and_nothing_else(whole_run, tmp_pa
   assert_same_run(run, whole, config)
 
 
+@pytest.mark.slow  # compiles for itself
 def test_checkpoints_by_minutes(whole_run, photographs, tmp_path):
   config = tiny(photographs, **{"psnr.checkpoint.every_minutes": 1e-9, "psnr.checkpoint.keep": 9})
   train_and_evaluate(config.psnr, tmp_path)
@@ -666,6 +667,7 @@ def test_without_lpips_weights_a_run_warns_and_trains(photographs, tmp_path, mon
   assert "eval/psnr_y" in lines(tmp_path / "run")[-1]
 
 
+@pytest.mark.slow  # three runs
 def test_what_a_run_started_from_is_not_changed_when_it_goes_on(whole_run, tmp_path, caplog):
   whole, config = whole_run
   run = tmp_path / "run"

@@ -40,6 +40,7 @@ GAN = {
 }
 
 
+@pytest.mark.slow  # partial_test and the others here have its parts
 def test_a_grey_model_of_another_scale_is_fine_tuned_in_part(photographs, tmp_path, capsys):
   """L1 and LDL on the luma of photographs, from what fits of an x4 of one more block."""
   x4 = make_model("msrresnet", scale=4, features=8, blocks=3, out_channels=1)
