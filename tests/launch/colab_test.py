@@ -348,6 +348,7 @@ def test_runs_in_a_checkout(photographs, start, tmp_path):
   assert not (ROOT / "runs" / "colab" / "detail.png").exists()
 
 
+@pytest.mark.slow  # minutes: a kernel installs, trains and upscales
 @pytest.mark.developer("ipykernel", "nbmake")
 def test_runs_as_on_colab(photographs, start, tmp_path):
   """Alone, no TensorFlow, no widgets: it clones, takes uploads, hands the model out."""
