@@ -22,6 +22,7 @@ import fractions
 import glob
 import os
 import pathlib
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -334,6 +335,12 @@ def _check_output(
     if any(isinstance(source, pathlib.Path) and source.resolve() == output for _, source in inputs):
       raise UserError(f"--output={args.output} is the input; choose another name")
     return output, True, args.format if kind in video.CONTAINERS else kind
+  names_a_file = re.fullmatch(r"\.[a-z]{3,5}", suffix) and not args.output.endswith(("/", os.sep))
+  if single and names_a_file and not output.exists():
+    raise UserError(
+      f"--output={args.output} must end in one of {', '.join(writable)}; for a folder of this name "
+      f"write {args.output}/"
+    )
   if output.exists() and not output.is_dir():
     raise UserError(f"--output={args.output} is a file; give a folder, or a name such as out.png")
   for given in args.input:

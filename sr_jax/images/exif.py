@@ -19,6 +19,11 @@ DESCRIBING = (
   ExifTags.Base.Copyright,
 )
 PREFIX = b"Exif\x00\x00"
+# How the texts begin that programs write into a TIFF's description for themselves: they give the
+# shape of its arrays (tifffile, ImageJ, OME), which the enlarged picture no longer has.
+_OF_THE_ARRAYS = re.compile(
+  r"\s*(\{\"shape\"|ImageJ=|(<\?xml[^>]*\?>\s*(<!--.*?-->\s*)?)?<OME\b)", re.S
+)
 
 
 def upright(exif: bytes) -> bytes:
@@ -64,11 +69,16 @@ def orientation(exif: bytes) -> int:
 
 
 def of_tiff(image: Image.Image) -> bytes:
-  """Collects what an opened TIFF says about its picture as EXIF data, b'' if it says nothing."""
+  """Collects what an opened TIFF says about its picture as EXIF data, b'' if it says nothing.
+
+  A description that gives the shape of the file's arrays is left out.
+  """
   tags, found = image.getexif(), Image.Exif()
   for tag in DESCRIBING:
     if tag in tags:
       found[tag] = tags[tag]
+  if _OF_THE_ARRAYS.match(str(found.get(ExifTags.Base.ImageDescription, ""))):
+    del found[ExifTags.Base.ImageDescription]
   for ifd in IFDS:
     if entries := dict(tags.get_ifd(ifd)):
       found.get_ifd(ifd).update(entries)

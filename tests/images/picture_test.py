@@ -300,6 +300,25 @@ def test_metadata_are_kept(name):
   assert exif_data.orientation(metadata.exif) == 1 and b"Maker" in metadata.exif
 
 
+@pytest.mark.parametrize("options", [{}, {"imagej": True}, {"ome": True}])
+def test_a_description_of_a_tiff_s_arrays_is_not_kept(options, tmp_path):
+  tifffile.imwrite(tmp_path / "a.tif", noise((8, 9, 3)), photometric="rgb", **options)
+  picture = reading.read_picture(tmp_path / "a.tif")
+  data = written("tiff", [noise((32, 36, 3))], picture.metadata)
+  with tifffile.TiffFile(io.BytesIO(data)) as file:
+    assert file.asarray().shape == (32, 36, 3)
+    assert file.series[0].shape == (32, 36, 3)
+    assert not file.pages[0].description
+
+
+def test_a_person_s_description_of_a_tiff_is_kept(tmp_path):
+  tifffile.imwrite(tmp_path / "a.tif", noise((8, 9, 3)), description="A lighthouse", metadata=None)
+  picture = reading.read_picture(tmp_path / "a.tif")
+  data = written("tiff", [noise((32, 36, 3))], picture.metadata)
+  with tifffile.TiffFile(io.BytesIO(data)) as file:
+    assert file.pages[0].description == "A lighthouse"
+
+
 def test_text_and_gamma_of_png_are_kept():
   info = PngImagePlugin.PngInfo()
   info.add_text("parameters", "a lighthouse")

@@ -518,11 +518,14 @@ def test_the_output_is_checked_before_anything_is_computed(tmp_path, model_path,
     ("file", (), "--output=.*file is a file; give a folder"),
     ("file/sub", (), ""),
     ("out.bmp", (), "must end in one of .png"),
+    ("out.pgn", (), "must end in one of .png.* for a folder of this name write .*out.pgn/"),
     ("out.mp4", (), "must end in .png or .apng for"),
     ("out.png", ("--format=jpg",), "is no jpg; leave out --format"),
   ):
     with pytest.raises((ValueError, OSError), match=match):
       run(model_path, tmp_path / "in" / "a.png", tmp_path / output, *options)
+  with pytest.raises(pytest.fail.Exception, match="ran"):  # the fix that the error names
+    run(model_path, tmp_path / "in" / "a.png", f"{tmp_path}/out.pgn/")
   with pytest.raises(ValueError, match="out.png is one file for several images; give a folder"):
     run(model_path, tmp_path / "in", tmp_path / "out.png")
   with pytest.raises(ValueError, match="--output=- takes a single image"):
