@@ -71,7 +71,6 @@ class Fault(NamedTuple):
   """A fault of the table.
 
   Attributes:
-    ids: of the lists of faults that it is from: FIELD's T1 to T23, the rows of the issue.
     what: what is done, and what must hold.
     plant: plants case number i in an empty folder.
     full: how many cases a full count has.
@@ -79,7 +78,6 @@ class Fault(NamedTuple):
     needs: why it cannot be planted here, '' where it can.
   """
 
-  ids: str
   what: str
   plant: Callable[[int, pathlib.Path], float | None]
   full: int
@@ -771,90 +769,121 @@ def soak(i: int, folder: pathlib.Path) -> None:
 
 FAULTS = {
   "kill-9-in-a-save": Fault(
-    "T1", "kill -9 while checkpoints are written: the newest one is whole", kill_in_a_save, 50, 1
+    "kill -9 while checkpoints are written: the newest one is whole", kill_in_a_save, 50, 1
   ),
   "kill-9-between-steps": Fault(
-    "T2", "kill -9 of a run of two stages: it ends like an undisturbed one, bit for bit",
+    "kill -9 of a run of two stages: it ends like an undisturbed one, bit for bit",
     kill_between_steps, 10, 0,
   ),
   **{
     f"bit-{kind.replace(' ', '-')}": Fault(
-      "T3, 3", f"a flipped bit in a checkpoint, {kind}: seen, the one before is taken, or harmless",
+      f"a flipped bit in a checkpoint, {kind}: seen, the one before is taken, or harmless",
       bit_of_a_checkpoint(kind), 30, 1,
     )
     for kind in STEP_FILES
   },
   "bit-pack": Fault(
-    "T3, 11", "a flipped bit in a pack: seen at the start, that image decoded anew",
+    "a flipped bit in a pack: seen at the start, that image decoded anew",
     bit_of_a_pack, 30, 3,
   ),
   "damaged-step": Fault(
-    "T4, 2", "files of a step cut, emptied, deleted; links and foreign files in its place",
+    "files of a step cut, emptied, deleted; links and foreign files in its place",
     damage_to_a_step, 40, 8,
   ),
   "damaged-metrics": Fault(
-    "10", "a damaged tail of metrics.jsonl is cut off; without a checkpoint nothing is dropped",
+    "a damaged tail of metrics.jsonl is cut off; without a checkpoint nothing is dropped",
     damage_to_metrics, 40, 5,
   ),
   "disk": Fault(
-    "T5, T6, 9", "a disk that fills up, or can only be read from now on: one line, the last step "
+    "a disk that fills up, or can only be read from now on: one line, the last step "
     "whole", full_disk, 6, 2, cannot_mount,
   ),
   "signal-while-importing": Fault(
-    "T7, 13", "SIGTERM or Ctrl-C while Python imports: one line, status 0", signal_while_importing,
+    "SIGTERM or Ctrl-C while Python imports: one line, status 0", signal_while_importing,
     12, 2,
   ),
   "two-starts": Fault(
-    "1", "the same command twice: the second is refused and names the first", two_starts, 10, 1
+    "the same command twice: the second is refused and names the first", two_starts, 10, 1
   ),
   "odd-images": Fault(
-    "T13, T14", f"{len(ODD_IMAGES)} kinds of odd images as 1, 10 and 100 % of a set: left out and "
+    f"{len(ODD_IMAGES)} kinds of odd images as 1, 10 and 100 % of a set: left out and "
     "named, or used", odd_images, 3 * len(ODD_IMAGES), 9,
   ),
   "bombs": Fault(
-    "T14, 6", "eight files under 1 MB that hold or claim 100 megapixels and more: refused by their "
+    "eight files under 1 MB that hold or claim 100 megapixels and more: refused by their "
     "headers, under 200 MB", bombs, 1, 1,
   ),
   "hostile-models": Fault(
-    "T15, T16", "weight files whose headers lie: refused in one line", hostile_models, 60, 60
+    "weight files whose headers lie: refused in one line", hostile_models, 60, 60
   ),
   **{
     f"fuzz-{suffix[1:]}": Fault(
-      "T15, T16", f"{suffix} files with bytes changed, cut, put in: read, or refused in one line",
+      f"{suffix} files with bytes changed, cut, put in: read, or refused in one line",
       fuzz_weights(suffix), 10_000, 50,
     )
     for suffix in (".safetensors", ".npz", ".pth")
   },
   **{
     f"fuzz-{reader.replace(' ', '-')}": Fault(
-      "12", f"{reader} of wrong types, deep nesting, huge numbers: read, or refused in a line",
+      f"{reader} of wrong types, deep nesting, huge numbers: read, or refused in a line",
       fuzz_json(reader), 10_000, 50,
     )
     for reader in READERS
   },
   "hostile-texts": Fault(
-    "12", "a model whose metadata hold terminal escapes and newlines: escaped", hostile_texts, 5, 5
+    "a model whose metadata hold terminal escapes and newlines: escaped", hostile_texts, 5, 5
   ),
   "path-games": Fault(
-    "T17", "names that lead out of the output folder: nothing is written there", path_games, 20, 20
+    "names that lead out of the output folder: nothing is written there", path_games, 20, 20
   ),
   "planted-links": Fault(
-    "T17, 7", "links under known names: what they lead to is left as it is", planted_links,
+    "links under known names: what they lead to is left as it is", planted_links,
     len(LINKED), len(LINKED),
   ),
   "soak": Fault(
-    "T22", "2,000 tiny steps: under 1 MB more per 100 steps, no more open files", soak, 1, 0
+    "2,000 tiny steps: under 1 MB more per 100 steps, no more open files", soak, 1, 0
   ),
 }  # fmt: skip
 
-# Where the other faults of the two lists are tested.
+OFFLINE = "offline"
+# Faults that have tests of their own: {name: (what is done and must hold, pytest's arguments)}.
 FAULTS_WITH_TESTS = {
-  "T7": "tests/training/e2e_test.py -k signal",
-  "T8, T9, T10": "tests/training/distributed_test.py",
-  "T11": "tests/evaluation/scoring_test.py tests/training/overrides_test.py",
-  "T18": "tests/runs/checkpoint_test.py",
-  "T19": "tests/compatibility_test.py",
-  "T20": "tests/runs/storage_test.py tests/runs/lock_test.py",
-  "T21": "tests/upscaling/upscaler_test.py",
-  "14": "tests/runs/checkpoint_test.py -k good_day",
-}
+  "signals": (
+    "SIGTERM or Ctrl-C while it compiles, trains, scores, saves: that step is saved",
+    "tests/training/e2e_test.py -k signal",
+  ),
+  "not-finite": (
+    "NaN or Inf in the data, a gradient, a statistic, a moment, and rates that are too high: "
+    "nothing of the step is kept, the run goes back or stops with a report",
+    "tests/training/guard_test.py",
+  ),
+  "several-processes": (
+    "a process of several gets a signal, dies, or is missing: all save the same step, or end",
+    "tests/training/distributed_test.py",
+  ),
+  "wrong-settings": (
+    "settings that do not fit the run or the model: refused before anything is computed",
+    "tests/evaluation/scoring_test.py tests/training/overrides_test.py",
+  ),
+  "other-devices": (
+    "a checkpoint of other devices, or another dtype: the same parameters, bit for bit",
+    "tests/runs/checkpoint_test.py",
+  ),
+  "earlier-versions": (
+    "checkpoints and models of earlier versions: they are read", "tests/compatibility_test.py",
+  ),
+  "buckets": (
+    "runs and locks in a bucket: killed and resumed as on a disk",
+    "tests/runs/storage_test.py tests/runs/lock_test.py",
+  ),
+  "tiles": (
+    "images cut into tiles: equal to the image at once", "tests/upscaling/upscaler_test.py",
+  ),
+  "noise": (
+    "a run on a good day: it writes nothing but its progress",
+    "tests/runs/checkpoint_test.py -k good_day",
+  ),
+  OFFLINE: (
+    "the whole suite without a network: it passes", "-n auto --maxprocesses 4 --dist loadfile",
+  ),
+}  # fmt: skip
