@@ -58,9 +58,8 @@ def describe(patterns: Sequence[str], variables: Any) -> list[str]:
 def _masks(patterns: Sequence[str], tree: Any) -> Any:
   masks = {}
   for path, leaf in flatten_dict(dict(tree)).items():
-    blocks = leaf.shape[0] if path[0] == "body" else 1
-    frozen = [any(_begins(p, _in_file(path, i)) for p in patterns) for i in range(blocks)]
-    masks[path] = np.reshape(frozen, (blocks, *[1] * (len(leaf.shape) - 1)))
+    frozen = [any(_begins(p, parts) for p in patterns) for parts in _in_files(path, leaf)]
+    masks[path] = np.reshape(frozen, (len(frozen), *[1] * (len(leaf.shape) - 1)))
   return unflatten_dict(masks)
 
 
@@ -71,9 +70,11 @@ def _count(patterns: Sequence[str], variables: Any) -> int:
   return int(sum(jax.tree.leaves(sizes)))
 
 
-def _in_file(path: tuple[str, ...], block: int) -> tuple[str, ...]:
-  """('body', 'conv1', 'kernel'), 3 -> ('body', '3', 'conv1', 'kernel')."""
-  return ("body", str(block), *path[1:]) if path[0] == "body" else path
+def _in_files(path: tuple[str, ...], leaf: Any) -> list[tuple[str, ...]]:
+  """The paths that an array has in files: one for each block where it holds one for each."""
+  if path[0] != "body":
+    return [path]
+  return [("body", str(block), *path[1:]) for block in range(leaf.shape[0])]
 
 
 def _begins(pattern: str, path: Sequence[str]) -> bool:
@@ -90,35 +91,40 @@ def _matches(part: str, name: str) -> bool:
 
 def _refuse(pattern: str, patterns: Sequence[str], variables: Any) -> None:
   """Raises the error of a pattern that begins no path: with the names that stand in its place."""
-  paths = {
-    _in_file(path, i)
-    for path, leaf in flatten_dict(dict(variables["params"])).items()
-    for i in range(leaf.shape[0] if path[0] == "body" else 1)
-  }
-  parts, found = pattern.strip("/").replace(".", "/").split("/"), []
-  for part in parts:
-    fitting = {p for p in paths if len(p) > len(found) and _matches(part, p[len(found)])}
-    if not fitting:
-      break
-    found, paths = [*found, part], fitting
-  names = sorted({path[len(found)] for path in paths if len(path) > len(found)})
-  rest = parts[len(found) :]
-  close = _close(rest[0], names) if rest and names else ""
+  arrays = flatten_dict(dict(variables["params"])).items()
+  paths = [parts for path, leaf in arrays for parts in _in_files(path, leaf)]
+  parts = pattern.strip("/").replace(".", "/").split("/")
+  found, names = _longest_beginning(parts, paths)
+  close = _close(parts[len(found)], names) if len(found) < len(parts) and names else ""
   # The rest of the pattern may be right, or what stands before it be too much ('params').
-  tries = ([*found, close, *rest[1:]], [*found, close], parts[1:], found)
-  tries = ("/".join(filter(None, names)) for names in tries)
+  tries = ([*found, close, *parts[len(found) + 1 :]], [*found, close], parts[1:], found)
   others = tuple(p for p in patterns if p != pattern)
   total = _count(("*",), variables)
-  spelt = next((s for s in tries if s and _count((s,), variables)
-                and _count((*others, s), variables) < total), "")  # fmt: skip
+  for spelt in ("/".join(filter(None, words)) for words in tries):
+    if spelt and _count((spelt,), variables) and _count((*others, spelt), variables) < total:
+      others += (spelt,)
+      break
   if not found:
     told_names = f"the paths begin with {_listed(names)}"
   else:
     told_names = f"below {'/'.join(found)} there {f'are {_listed(names)}' if names else 'is none'}"
   raise UserError(
     f"{told('freeze', tuple(patterns))}: {pattern!r} must be the beginning of a parameter's path; "
-    f"{told_names}; try {setting('freeze', (*others, *filter(None, (spelt,))))}"
+    f"{told_names}; try {setting('freeze', others)}"
   )
+
+
+def _longest_beginning(
+  parts: Sequence[str], paths: Sequence[tuple[str, ...]]
+) -> tuple[list[str], list[str]]:
+  """The parts of a pattern that begin a path, and the names that paths go on with after them."""
+  found = []
+  for i, part in enumerate(parts):
+    fitting = [path for path in paths if len(path) > i and _matches(part, path[i])]
+    if not fitting:
+      break
+    found, paths = [*found, part], fitting
+  return found, sorted({path[len(found)] for path in paths if len(path) > len(found)})
 
 
 def _close(part: str, names: Sequence[str]) -> str:
