@@ -37,6 +37,8 @@ from sr_jax.images import reading
 from sr_jax.images import video
 from sr_jax.images import writing
 from sr_jax.images.files import list_files
+from sr_jax.images.opening import Source
+from sr_jax.images.picture import Header
 from sr_jax.machine.paths import user_path
 from sr_jax.models import catalog
 from sr_jax.models.read import read_model
@@ -211,7 +213,7 @@ def main(argv: Sequence[str]) -> None:
 _SUFFIXES = (*reading.SUFFIXES, *video.SUFFIXES)
 
 
-def _look(source: reading.Source, options: files.Options) -> tuple[reading.Header | None, str]:
+def _look(source: Source, options: files.Options) -> tuple[Header | None, str]:
   """Says what a file is, None for no image and no video, and the format of its result."""
   header = reading.read_header(source)
   if header is None and (found := video.read_header(source)):
@@ -282,9 +284,9 @@ def _report(
     sys.exit(1)
 
 
-def _find(inputs: Sequence[str]) -> list[tuple[str, reading.Source]]:
+def _find(inputs: Sequence[str]) -> list[tuple[str, Source]]:
   """Finds the files of --input: how each is called from the folder that was given, and its path."""
-  found: list[tuple[str, reading.Source]] = []
+  found: list[tuple[str, Source]] = []
   for given in inputs:
     if given == "-":
       found.append(("-", sys.stdin.buffer.read()))
@@ -306,7 +308,7 @@ def _find(inputs: Sequence[str]) -> list[tuple[str, reading.Source]]:
 
 
 def _check_output(
-  args: argparse.Namespace, inputs: Sequence[tuple[str, reading.Source]]
+  args: argparse.Namespace, inputs: Sequence[tuple[str, Source]]
 ) -> tuple[pathlib.Path, bool, str]:
   """Checks --output before anything is computed.
 

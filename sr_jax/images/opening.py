@@ -1,14 +1,23 @@
-"""Opens image files by Pillow, and says of how many bits PNG and TIFF files are."""
+"""Opens image files by Pillow, within limits, and says of how many bits PNG and TIFF files are."""
 
+import contextlib
 import io
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
 from PIL import Image
 
+from sr_jax import UserError
+
 PathLike = str | os.PathLike
+Source = PathLike | bytes  # a path, or the bytes of a file
+# What Pillow decodes by itself: nothing that calls another program, as it does for PostScript.
+FORMATS = (
+  "AVIF BMP CUR DDS DIB GIF ICNS ICO JPEG JPEG2000 PCX PNG PPM PSD QOI SGI SUN TIFF WEBP XBM XPM"
+).split()
+MANY = 10_000  # frames or pages that are looked at
 _PNG, _TIFF = b"\x89PNG\r\n\x1a\n", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _open_lock = threading.Lock()
 
@@ -26,7 +35,32 @@ def open_unlimited(file: BinaryIO, formats: Sequence[str]) -> Image.Image:
       Image.MAX_IMAGE_PIXELS = limit
 
 
-def bits_of(source: PathLike | bytes) -> int:
+@contextlib.contextmanager
+def opened(source: Source) -> Iterator[Image.Image]:
+  """Opens a file of a known format by Pillow; a TGA, which has no mark, by its suffix."""
+  is_tga = not isinstance(source, bytes) and os.fspath(source).lower().endswith(".tga")
+  with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
+    try:
+      image = open_unlimited(file, FORMATS)
+    except Image.UnidentifiedImageError:
+      if not is_tga:
+        raise
+      image = open_unlimited(file, ["TGA"])
+    with image:
+      yield image
+
+
+def check_size(total: int, size: tuple[int, int], count: int, max_pixels: int) -> None:
+  """Refuses `total` pixels in `count` frames, of which the first has `size` (width, height)."""
+  if total > max_pixels:
+    several = f" in {count} frames" if total > size[0] * size[1] else ""
+    raise UserError(
+      f"{size[0]}x{size[1]} pixels{several} are more than max_pixels={max_pixels}; shrink the "
+      f"image, or allow as many (sr_jax.upscale --max-pixels={total})"
+    )
+
+
+def bits_of(source: Source) -> int:
   """Says by its header of how many bits the values of an image file are.
 
   Args:

@@ -63,3 +63,19 @@ class Picture(NamedTuple):
   animated: bool = False
   poster: bool = False
   notes: tuple[str, ...] = ()
+
+
+class Header(NamedTuple):
+  """What is known of an image file before a pixel is decoded.
+
+  Attributes:
+    format: 'PNG', 'JPEG', ..., as `Picture` has it.
+    size: height and width of the first image, turned upright.
+    pages: of a document; 1 for every other file.
+    floats: whether its pixels are floats.
+  """
+
+  format: str
+  size: tuple[int, int]
+  pages: int = 1
+  floats: bool = False

@@ -15,7 +15,8 @@ import numpy as np
 
 from sr_jax import MissingPackageError, UserError
 from sr_jax.images.picture import Frame
-from sr_jax.images.reading import Header, Source
+from sr_jax.images.opening import Source
+from sr_jax.images.picture import Header
 
 FORMAT = "VIDEO"  # of a header
 # What is written: FFmpeg's names of containers, the suffixes of files, and the encoders.

@@ -25,7 +25,8 @@ from sr_jax import UserError
 from sr_jax.images import reading
 from sr_jax.images import video
 from sr_jax.images import writing
-from sr_jax.images.picture import Frame, Picture
+from sr_jax.images.opening import Source
+from sr_jax.images.picture import Frame, Header, Picture
 from sr_jax.machine.memory import asked_for, ran_out
 from sr_jax.upscaling import stream
 from sr_jax.upscaling.network import Network
@@ -73,8 +74,8 @@ class Task(NamedTuple):
   """
 
   name: str
-  source: reading.Source
-  header: reading.Header | None
+  source: Source
+  header: Header | None
   format: str
   output: pathlib.Path | BinaryIO
 
@@ -94,7 +95,7 @@ class Outcome(NamedTuple):
   stopped: str = ""
 
 
-def format_for(header: reading.Header | None, choice: str, first_frame: bool) -> str:
+def format_for(header: Header | None, choice: str, first_frame: bool) -> str:
   """Says which format a file's result gets, a key of `writing.FORMATS`."""
   if choice == AUTO:
     whole = header and (header.floats or (header.pages > 1 and not first_frame))
