@@ -77,6 +77,7 @@ def make_train(
   dtype: str,
   hr_patch: int,
   mesh: jax.sharding.Mesh,
+  guarded: bool = True,
 ) -> tuple[Callable[..., TrainState], TrainStep]:
   """Builds a recipe's step, and the function that makes its state, fresh or from given variables.
 
@@ -87,6 +88,7 @@ def make_train(
     dtype: the dtype of the convolutions.
     hr_patch: side of the HR crops.
     mesh: what `sharding.create_mesh` returned.
+    guarded: whether a step that is not finite leaves nothing behind, as in training.
   """
   recipe, gan = RECIPES[what], what == "gan"
   generator = make_generator(networks, how, dtype, mesh)
@@ -99,7 +101,7 @@ def make_train(
     state = create_train_state(
       0, generator, discriminator, optimizer, optimizer if gan else None, *shapes, *variables
     )
-    return state.replace(guard=create_guard_state())
+    return state.replace(guard=create_guard_state()) if guarded else state
 
   step = make_train_step(
     generator,
@@ -112,7 +114,7 @@ def make_train(
     learning_rate=schedules.make_schedule(**recipe["learning_rate"]),
     ema_decay=0.999,
     mesh=mesh,
-    guard=Guard(relativistic=True),
+    guard=Guard(relativistic=True) if guarded else None,
   )
   return create_state, step
 
@@ -171,8 +173,9 @@ def prepare(row: dict[str, Any], case: dict[str, Any]) -> side_by_side.Prepared:
 
   else:
     create_state, step = make_train(
-      case["what"], networks, how=how, dtype=dtype, hr_patch=case["hr_patch"], mesh=mesh
-    )
+      case["what"], networks, how=how, dtype=dtype, hr_patch=case["hr_patch"], mesh=mesh,
+      guarded=row.get("guarded", True),
+    )  # fmt: skip
     fresh = jax.eval_shape(create_state)
     nets = {"generator": fresh.generator, "discriminator": fresh.discriminator}
     variables = {name: draw(net.variables) for name, net in nets.items() if net is not None}

@@ -34,6 +34,9 @@ def main(argv: Sequence[str]) -> None:
   parser.add_argument("--what", default="gan,psnr", help="steps: gan, psnr")
   parser.add_argument("--batch_size", default="16", help="one or more")
   parser.add_argument("--hr_patch", type=int, default=128, help="side of the HR crops")
+  parser.add_argument(
+    "--unguarded", action="store_true", help="sr_jax's rows once more, of steps without their guard"
+  )
   side_by_side.add_arguments(parser, seconds=2)
   parser.add_argument("--output", default="results/benchmark_train.json")
   if "--quick" in argv:
@@ -49,6 +52,8 @@ def main(argv: Sequence[str]) -> None:
   steps = side_by_side.choose("--what", args.what, ("gan", "psnr"))
   dtypes = side_by_side.choose("--dtype", args.dtype, ("float32", "bfloat16"))
   rows = side_by_side.jax_rows(dtypes, generators, default, args.environment)
+  if args.unguarded:
+    rows += [{**row, "name": f"{row['name']} unguarded", "guarded": False} for row in rows]
   rows += side_by_side.torch_rows(args.torch, args.quick)
   machine = side_by_side.machine()
   print(
