@@ -36,6 +36,9 @@ def guarded(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]], 
     except signals.Stopped as stopped:
       print(f"stopped by {stopped}", file=sys.stderr)
       sys.exit(128 + signal.Signals[str(stopped)])
+    except BrokenPipeError:  # whoever read what is printed has seen enough, as `head` has
+      os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python complains when it ends
+      sys.exit(128 + signal.SIGPIPE)
     except (UserError, OSError) as error:
       if os.environ.get("SR_JAX_TRACEBACK"):
         raise

@@ -106,6 +106,21 @@ def test_the_traceback_on_request():
   assert ended.stderr.splitlines()[-1] == "sr_jax.UserError: scale=5 must be 4"
 
 
+def test_a_reader_that_has_seen_enough_is_no_error():
+  code = "from sr_jax import cli; cli.guarded(lambda argv: print('x' * 10**6, flush=True))([])"
+  with subprocess.Popen(
+    [sys.executable, "-c", code],
+    cwd=ROOT,
+    text=True,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+  ) as program:
+    program.stdout.read(1)
+    program.stdout.close()  # as `head` does
+    assert program.stderr.read() == ""
+  assert program.returncode == 141  # as of a program that SIGPIPE ended
+
+
 def test_success_is_silent():
   def main(argv):
     """Documented."""
