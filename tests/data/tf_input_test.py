@@ -100,7 +100,9 @@ def held() -> tuple[int, int]:
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux's /proc")
-@pytest.mark.parametrize("kind", ["tf", "device", "numpy"])
+@pytest.mark.parametrize(
+  "kind", ["tf", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("device", "numpy"))]
+)
 def test_a_thousand_batches_leave_memory_and_files_flat(pack, kind):
   options = {"batch_size": 8, "lr_patch": 10, "seed": 3}
   if kind == "tf":

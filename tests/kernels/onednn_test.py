@@ -182,7 +182,8 @@ def random_variables(net, image):
 @pytest.mark.parametrize(
   "name",
   [
-    pytest.param(name, marks=pytest.mark.slow) if name == "by_source" else name for name in NETWORKS
+    pytest.param(name, marks=pytest.mark.slow) if name in ("by_source", "srresnet") else name
+    for name in NETWORKS
   ],
 )
 def test_networks_are_the_same_ones(name, dtype):

@@ -406,7 +406,14 @@ def test_processes_that_differ_are_refused_with_both_values(photographs, whole_r
     assert "compiling" not in text and "Traceback" not in text
 
 
-@pytest.mark.parametrize("field", ["init_from", "discriminator.init_from", "perceptual.weights"])
+@pytest.mark.parametrize(
+  "field",
+  [
+    pytest.param("init_from", marks=pytest.mark.slow),
+    pytest.param("discriminator.init_from", marks=pytest.mark.slow),
+    "perceptual.weights",
+  ],
+)
 def test_weights_that_differ_are_refused_with_both_digests(
   photographs, whole_run, tmp_path, monkeypatch, field
 ):

