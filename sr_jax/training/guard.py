@@ -8,11 +8,14 @@ examples. What happens after too many of them in a row is decided in `recovery.p
 compiled step.
 """
 
+import functools
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec
 
 from sr_jax.runs.state import WINDOW, TrainState
@@ -55,7 +58,7 @@ def keep_sound(
     leaf of `leaf_names` that is not finite, or -1.
   """
   memory, history = old.guard, old.guard.history
-  finite = jnp.stack([jnp.isfinite(leaf).all() for _, leaf in _checked(new)])
+  finite = _are_finite([leaf for _, leaf in _checked(new)])
   numbers = jnp.isfinite(jnp.stack(list(metrics.values()))).all()
   observed = jnp.stack([jnp.abs(metrics.get(name, jnp.zeros(()))) for name in _OBSERVED])
   sound, outside = finite.all() & numbers, jnp.zeros((), bool)
@@ -133,6 +136,31 @@ def _checked(state: TrainState) -> list[tuple[Any, Any]]:
   """The leaves that can be other than finite, with their paths."""
   leaves = jax.tree_util.tree_leaves_with_path(state)
   return [(path, leaf) for path, leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
+
+
+_BITS = 31  # of an int32 that is not negative
+
+
+def _are_finite(leaves: Sequence[jax.Array]) -> jax.Array:
+  """Says of each leaf whether all of its values are finite, [leaves].
+
+  Leaves of one shape, as a parameter, its moments and its average, are looked at in one reduction,
+  with a bit for each: one reduction for each leaf would be hundreds of kernels for an accelerator
+  to launch, and twice the work for a CPU.
+  """
+  shapes: dict[tuple[int, ...], list[int]] = {}
+  for i, leaf in enumerate(leaves):
+    shapes.setdefault(leaf.shape, []).append(i)
+  masks, mask_of, bit_of = [], np.zeros(len(leaves), int), np.zeros(len(leaves), np.int32)
+  for same in shapes.values():
+    for begin in range(0, len(same), _BITS):
+      some = same[begin : begin + _BITS]
+      mask_of[some], bit_of[some] = len(masks), 1 << np.arange(len(some))
+      bits = (jnp.where(jnp.isfinite(leaves[i]), 0, 1 << bit) for bit, i in enumerate(some))
+      marks = functools.reduce(jnp.bitwise_or, bits)
+      axes = tuple(range(marks.ndim))
+      masks.append(jax.lax.reduce(marks, np.int32(0), jax.lax.bitwise_or, axes))
+  return jnp.stack(masks)[mask_of] & bit_of == 0
 
 
 def _above(observed: jax.Array, factor: float, median: jax.Array) -> jax.Array:
