@@ -16,6 +16,7 @@ import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 import zipfile
 import zlib
@@ -353,7 +354,16 @@ def full_disk(i: int, folder: pathlib.Path) -> float:
 
 
 def cannot_mount() -> str:
-  return "" if sys.platform == "linux" and os.geteuid() == 0 else "mounting needs root on Linux"
+  """Why no disk can be mounted here: even root may not in a namespace, as of `unshare -r`."""
+  if sys.platform != "linux" or os.geteuid() != 0:
+    return "mounting needs root on Linux"
+  with tempfile.TemporaryDirectory() as folder:
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "x", folder]
+    tried = subprocess.run(command, capture_output=True, text=True)
+    if tried.returncode:
+      return f"mounting is not allowed here: {' '.join(tried.stderr.split())}"
+    subprocess.run(["umount", folder], check=True)
+  return ""
 
 
 # What strangers made.
