@@ -3,6 +3,7 @@
 import functools
 import os
 import re
+import select
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -36,10 +37,9 @@ def guarded(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]], 
     except signals.Stopped as stopped:
       print(f"stopped by {stopped}", file=sys.stderr)
       sys.exit(128 + signal.Signals[str(stopped)])
-    except BrokenPipeError:  # whoever read what is printed has seen enough, as `head` has
-      os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python complains when it ends
-      sys.exit(128 + signal.SIGPIPE)
     except (UserError, OSError) as error:
+      if isinstance(error, BrokenPipeError) and _nobody_reads():
+        sys.exit(128 + signal.SIGPIPE)
       if os.environ.get("SR_JAX_TRACEBACK"):
         raise
       sys.exit(harmless(f"error: {error}"))
@@ -58,6 +58,16 @@ def guarded(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]], 
       )
 
   return wrapper
+
+
+def _nobody_reads() -> bool:
+  """Whether it is standard output whose reader has seen enough, as of `head`, and no other pipe."""
+  output = select.poll()
+  output.register(1, 0)
+  if not any(event & (select.POLLERR | select.POLLHUP) for _, event in output.poll(0)):
+    return False
+  os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python complains when it ends
+  return True
 
 
 def _of_the_disk(error: ValueError) -> str:

@@ -1,6 +1,5 @@
 """Decodes images by Pillow or libvips into colour and alpha, of 8 and 16 bits and floats."""
 
-import io
 import os
 import pathlib
 
@@ -10,6 +9,7 @@ import pyvips
 
 from sr_jax import UserError
 from sr_jax.images import colours
+from sr_jax.images import opening
 from sr_jax.images.opening import Source
 from sr_jax.images.picture import WHITE
 
@@ -100,7 +100,7 @@ def whole_numbers(values: np.ndarray) -> np.ndarray:
 
 def deep_ppm(source: Source) -> np.ndarray | None:
   """Reads a binary PGM or PPM of 16 bits, which Pillow would round to 8; None for another."""
-  with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
+  with opening.as_file(source) as file:
     magic, numbers = file.read(2), []
     if magic not in (b"P5", b"P6"):
       return None

@@ -18,8 +18,13 @@ FORMATS = (
   "AVIF BMP CUR DDS DIB GIF ICNS ICO JPEG JPEG2000 PCX PNG PPM PSD QOI SGI SUN TIFF WEBP XBM XPM"
 ).split()
 MANY = 10_000  # frames or pages that are looked at
-_PNG, _TIFF = b"\x89PNG\r\n\x1a\n", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_PNG, TIFF_MARKS = b"\x89PNG\r\n\x1a\n", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _open_lock = threading.Lock()
+
+
+def as_file(source: Source) -> BinaryIO:
+  """Opens a path, or the bytes of a file as if they were one."""
+  return io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")
 
 
 def open_unlimited(file: BinaryIO, formats: Sequence[str]) -> Image.Image:
@@ -39,7 +44,7 @@ def open_unlimited(file: BinaryIO, formats: Sequence[str]) -> Image.Image:
 def opened(source: Source) -> Iterator[Image.Image]:
   """Opens a file of a known format by Pillow; a TGA, which has no mark, by its suffix."""
   is_tga = not isinstance(source, bytes) and os.fspath(source).lower().endswith(".tga")
-  with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
+  with as_file(source) as file:
     try:
       image = open_unlimited(file, FORMATS)
     except Image.UnidentifiedImageError:
@@ -73,11 +78,11 @@ def bits_of(source: Source) -> int:
   try:
     if not isinstance(source, bytes) and not os.path.isfile(source):  # a pipe never ends
       return 8
-    with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
+    with as_file(source) as file:
       head = file.read(25)
       if head.startswith(_PNG):
         return 16 if head[24:] == b"\x10" else 8
-      return 16 if head.startswith(_TIFF) and _is_deep_tiff(file) else 8
+      return 16 if head.startswith(TIFF_MARKS) and _is_deep_tiff(file) else 8
   except Exception:  # tifffile raises nearly anything on a damaged file
     return 8
 

@@ -17,7 +17,6 @@ from sr_jax.images import opening
 from sr_jax.images.opening import Source
 from sr_jax.images.picture import WHITE, Frame, Header, Metadata, Picture
 
-_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # Compressions of a TIFF that libvips decodes: none, CCITT's, LZW, JPEG, Deflate, PackBits, WebP. Of
 # a tiled TIFF with another one it makes noise, and says nothing.
 _OF_VIPS = (1, 2, 3, 4, 5, 7, 8, 32946, 32773, 50001)
@@ -27,10 +26,8 @@ _CONVERTED = (5, 8, 9, 10)
 
 def is_tiff(source: Source) -> bool:
   """Says by its first bytes whether a file is a TIFF."""
-  if isinstance(source, bytes):
-    return source[:4] in _MARKS
-  with open(source, "rb") as file:
-    return file.read(4) in _MARKS
+  with opening.as_file(source) as file:
+    return file.read(4) in opening.TIFF_MARKS
 
 
 @contextlib.contextmanager

@@ -146,7 +146,7 @@ def _are_finite(leaves: Sequence[jax.Array]) -> jax.Array:
 
   Leaves of one shape, as a parameter, its moments and its average, are looked at in one reduction,
   with a bit for each: one reduction for each leaf would be hundreds of kernels for an accelerator
-  to launch, and twice the work for a CPU.
+  to launch.
   """
   shapes: dict[tuple[int, ...], list[int]] = {}
   for i, leaf in enumerate(leaves):
@@ -156,7 +156,7 @@ def _are_finite(leaves: Sequence[jax.Array]) -> jax.Array:
     for begin in range(0, len(same), _BITS):
       some = same[begin : begin + _BITS]
       mask_of[some], bit_of[some] = len(masks), 1 << np.arange(len(some))
-      bits = (jnp.where(jnp.isfinite(leaves[i]), 0, 1 << bit) for bit, i in enumerate(some))
+      bits = (jnp.where(jnp.isfinite(leaves[i]), 0, bit_of[i]) for i in some)
       marks = functools.reduce(jnp.bitwise_or, bits)
       axes = tuple(range(marks.ndim))
       masks.append(jax.lax.reduce(marks, np.int32(0), jax.lax.bitwise_or, axes))

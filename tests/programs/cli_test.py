@@ -73,6 +73,7 @@ def test_a_lack_of_memory_ends_any_program_in_one_line(error):
     ("FileNotFoundError('runs/x does not exist')", "runs/x does not exist"),
     ("PermissionError(13, 'Permission denied', '/out')", "[Errno 13] Permission denied: '/out'"),
     ("MissingPackageError('no TensorFlow')", "no TensorFlow"),
+    ("BrokenPipeError(32, 'Broken pipe')", "[Errno 32] Broken pipe"),  # not that of the output
   ],
 )
 def test_what_a_user_can_mend_is_one_line(error, message):
